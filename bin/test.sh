@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Set up .venv with the development requirements, then lint, check the format and run all tests.
+# Arguments go to pytest: ./bin/test.sh -k recipe
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source bin/setup_venv.sh
+setup_venv requirements-dev.txt requirements.txt
+
+ruff check .
+ruff format --check .
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+python -m pytest "$@"

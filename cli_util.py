@@ -1,0 +1,43 @@
+"""One clear line and exit status 2 instead of a traceback, for every script of this repository."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+INPUT_ERROR_STATUS = 2
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message says what is wrong, where, and the remedy."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run `main` and exit with its status; an InputError becomes one line on stderr and exit status 2.
+
+    A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug.
+    """
+    try:
+        sys.exit(main())
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno is None:  # a library's own OSError, not the operating system's: keep its traceback
+            raise
+        message = f"{error.filename or 'a file'}: {error.strerror}; free space or choose another directory"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(INPUT_ERROR_STATUS)
+
+
+def check_writable(directory: Path) -> None:
+    """Create `directory` and raise InputError where no file can be written into it, before any long work starts."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{directory}: not writable ({error.strerror}); choose another directory") from error

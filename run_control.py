@@ -1,0 +1,95 @@
+"""When a run evaluates, saves, tells where it stands, and stops."""
+
+import signal
+import types
+
+import torch
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class LossLines(ProgressCallback):
+    """The library's progress bar, with one readable line a log entry instead of a dictionary."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        """Print loss, learning rate and gradient norm of each objective."""
+        if self.training_bar is None or "round" not in logs:
+            return
+        names = [key.removesuffix("_loss") for key in logs if key.endswith("_loss")]
+        parts = [
+            f"{name} loss {logs[f'{name}_loss']:.4f} lr {logs[f'{name}_learning_rate']:.2e} "
+            f"grad {logs[f'{name}_grad_norm']:.3f}"
+            for name in names
+        ]
+        self.training_bar.write(f"round {logs['round']}: {' | '.join(parts)}")
+
+
+class RecipeCallback(TrainerCallback):
+    """Evaluates inside an epoch every `eval_steps` rounds, saves every `save_steps` rounds, stops on a signal.
+
+    The epoch's end is the library's to evaluate and save. A checkpoint goes with every evaluation.
+    """
+
+    def __init__(self, objectives: int, rounds_per_epoch: int, eval_steps: int, save_steps: int | None) -> None:
+        """Take the objectives a round, the rounds an epoch, and the rounds between evaluations and checkpoints."""
+        self.objectives = objectives
+        self.rounds_per_epoch = rounds_per_epoch
+        self.eval_steps = eval_steps
+        self.save_steps = save_steps
+        self.signal: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Take SIGINT and SIGTERM: the first asks for a checkpoint, a second one stops at once."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take_signal)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Give the signals back: what follows training is short."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _take_signal(self, number: int, frame: types.FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Decide after each step whether to evaluate, save or stop."""
+        self._agree(args)
+        if self.signal is not None:
+            control.should_save = control.should_training_stop = True
+            return
+        rounds, rest = divmod(state.global_step, self.objectives)
+        if rest or rounds % self.rounds_per_epoch == 0 or state.global_step >= state.max_steps:
+            return  # inside a round, or at an epoch's end
+        if rounds % self.rounds_per_epoch % self.eval_steps == 0:
+            control.should_evaluate = control.should_save = True
+        elif self.save_steps and rounds % self.save_steps == 0:
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Leave out the evaluation that ends an epoch when a signal cut the epoch short."""
+        if self.signal is not None:
+            control.should_evaluate = control.should_save = False
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **kwargs
+    ) -> None:
+        """Print one line an evaluation."""
+        if state.is_world_process_zero:
+            score = metrics[args.metric_for_best_model]
+            rounds = state.global_step // self.objectives
+            total = state.max_steps // self.objectives
+            best = max(filter(None, (state.best_metric, score if rounds else None)), default=score)
+            print(
+                f"\nround {rounds}/{total}, epoch {state.epoch:.2f}: "
+                f"KorSTS dev cosine Spearman {100 * score:.2f}, best so far {100 * best:.2f}",
+                flush=True,
+            )
+
+    def _agree(self, args: TrainingArguments) -> None:
+        """Let all processes stop at the same step when one of them got a signal."""
+        if args.world_size > 1:
+            number = torch.tensor(self.signal or 0, device=args.device)
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+            self.signal = number.item() or None

@@ -1,0 +1,133 @@
+"""The directory of a training run: made new, or found again to be resumed."""
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from checkpoint_util import newest_checkpoint
+from cli_util import InputError, check_writable
+
+RUN_FILE = "training_arguments.json"
+LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
+# a resumed run may change where it writes and how often, not what it computes
+NOT_RECIPE = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size"}
+TRAINING_RECIPE = ("optim", "weight_decay", "warmup_steps", "max_grad_norm", "lr_scheduler_type", "bf16")
+TRAINING_RECIPE += ("adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+@dataclasses.dataclass
+class Run:
+    """A run directory, its facts (what RUN_FILE holds) and the checkpoint to go on from, if any."""
+
+    directory: Path
+    facts: dict
+    checkpoint: Path | None = None
+
+    def save(self) -> None:
+        """Write the facts atomically."""
+        temporary = self.directory / f".{RUN_FILE}"
+        temporary.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(self.directory / RUN_FILE)
+
+
+def open_run(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Run:
+    """Create the run directory, or find the one to resume; every process gets the same.
+
+    Raises:
+        InputError: not writable, nothing to resume, or another recipe than the one to resume.
+    """
+    arguments = {name: value for name, value in vars(args).items() if name != "resume"}
+    arguments |= {name: json.loads(json.dumps(getattr(training_args, name))) for name in TRAINING_RECIPE}
+    arguments["processes"] = training_args.world_size
+    libraries = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    facts = {
+        "script": Path(sys.argv[0]).name,
+        "status": "unfinished",
+        "seed": args.seed,
+        "arguments": arguments,
+        "libraries": libraries,
+    }
+    found = [None]
+    if training_args.process_index == 0:
+        try:
+            found = [_resumed_run(args, facts) if args.resume else _new_run(args, facts)]
+        except InputError as error:
+            found = [error]
+    run = broadcast_object_list(found)[0]  # a no-op in a single process
+    if isinstance(run, InputError):
+        raise run
+    training_args.output_dir = str(run.directory)
+    return run
+
+
+def _new_run(args: argparse.Namespace, facts: dict) -> Run:
+    check_writable(Path(args.output_dir))
+    base = Path(args.model_name_or_path)
+    name = base.resolve().name if base.is_dir() else args.model_name_or_path.replace("/", "-")
+    while True:
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        directory = Path(args.output_dir).resolve() / f"{args.output_prefix}{name}-{stamp}"
+        try:
+            directory.mkdir()
+        except FileExistsError:  # another run of the same second
+            time.sleep(0.2)
+            continue
+        run = Run(directory, facts)
+        run.save()
+        return run
+
+
+def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
+    if args.resume == "newest":
+        paths = sorted(Path(args.output_dir).resolve().glob(f"{args.output_prefix}*/{RUN_FILE}"), reverse=True)
+    else:
+        paths = [Path(args.resume).resolve() / RUN_FILE]
+        if not paths[0].is_file():
+            raise InputError(f"{args.resume}: no {RUN_FILE} in it; give the directory of an unfinished run")
+    for path in sorted(paths, key=lambda path: path.parent.name[-19:], reverse=True):
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            changed = _changed_argument(old["arguments"], facts["arguments"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a readable run description; start a new run without --resume") from error
+        if args.resume == "newest" and (changed or old["status"] != "unfinished" or old["script"] != facts["script"]):
+            continue
+        if old["status"] != "unfinished":
+            raise InputError(f"{path.parent}: this run is finished; start a new one without --resume")
+        if changed:
+            raise InputError(f"{path.parent}: cannot be resumed with another recipe: {changed}")
+        return Run(path.parent, old, newest_checkpoint(path.parent))
+    raise InputError(f"{args.output_dir}: no unfinished run with these arguments; start one without --resume")
+
+
+def _changed_argument(old: dict, new: dict) -> str | None:
+    for name in sorted((old.keys() | new.keys()) - NOT_RECIPE):
+        if old.get(name) != new.get(name):
+            return f"--{name} was {old.get(name)}, is {new.get(name)}"
+    return None
+
+
+def forget_after(run: Run) -> None:
+    """Make the evaluation file and the state of a resumed run end at its checkpoint, and its paths valid."""
+    step = int(run.checkpoint.name.rsplit("-", 1)[1]) if run.checkpoint else -1
+    for path in (run.directory / "eval").glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *(row for row in rows if int(row[1]) <= step)])
+    if run.checkpoint:
+        state_path = run.checkpoint / "trainer_state.json"
+        state = json.loads(state_path.read_text())
+        if state["best_global_step"]:  # the directory may have been moved since
+            state["best_model_checkpoint"] = str(run.directory / f"checkpoint-{state['best_global_step']}")
+            state_path.write_text(json.dumps(state, indent=2))

@@ -1,0 +1,72 @@
+"""Fine-tune a Korean encoder on KorNLI triplets alone.
+
+One epoch of MultipleNegativesRankingLoss in batches of 64 triplets without duplicate texts, scored on KorSTS.
+
+    python training_nli.py
+    python training_nli.py --model_name_or_path klue/roberta-base --bf16
+    python training_nli.py --max_rounds 100                              # a short look
+    python training_nli.py --batch_size 2048 --nli_mini_batch_size 128
+    torchrun --nproc_per_node 4 training_nli.py                          # the batch size stays global
+    python training_nli.py --resume                                      # the newest unfinished run
+"""
+
+from pathlib import Path
+
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+
+from batch_sampling import TripletBatchSampler
+from cli_util import run
+from data_download import ensure_kor_nlu_datasets
+from data_util import find_kor_nli_train_files, load_kor_nli
+from finish_run import train_and_score
+from multi_task_trainer import MultiTaskTrainer
+from training_util import kor_sts_evaluators, load_base, parse_recipe, positive, recipe_parser, with_matryoshka
+
+
+def main() -> None:
+    """Train by the NLI recipe; every number of it stands here or is a flag's default."""
+    # 1. Flags. Epochs, seed and batch size: training_nli.py of the original repository
+    parser = recipe_parser(__doc__, num_epochs=1, seed=777, output_prefix="kor_nli_")
+    parser.add_argument("--batch_size", type=positive(int), default=64, help="triplets a step (%(default)s)")
+    parser.add_argument("--nli_mini_batch_size", type=positive(int), help="triplets in memory at once: same result")
+    # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
+    args, training_args = parse_recipe(
+        parser, optim="adamw_torch", weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_steps=0.1
+    )
+
+    # 2. Data: triplets from every KorNLI train file
+    root = Path(args.dataset_path)
+    with training_args.main_process_first():
+        ensure_kor_nlu_datasets(root)
+    nli = load_kor_nli(find_kor_nli_train_files(root), seed=args.seed)
+    dev, test = kor_sts_evaluators(root, args)
+
+    # 3. Model: the encoder with mean pooling, in float32
+    model = load_base(args)
+
+    # 4. Loss; in-batch negatives come from all processes
+    ranking = {"scale": 20.0, "gather_across_devices": training_args.world_size > 1}
+    if args.nli_mini_batch_size:  # the same result in several small passes
+        nli_loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+    else:
+        nli_loss = MultipleNegativesRankingLoss(model, **ranking)
+
+    # 5. Train on full batches in which no text occurs twice
+    trainer = MultiTaskTrainer(
+        model=model,
+        args=training_args,
+        train_dataset={"nli": nli},
+        loss=with_matryoshka(model, {"nli": nli_loss}, args.matryoshka_dims),
+        batch_samplers={"nli": TripletBatchSampler(nli, args.batch_size, args.seed)},
+        evaluator=dev,
+    )
+
+    # 6. Reload the best on dev from disk, score it on test
+    train_and_score(trainer, args, test)
+
+
+if __name__ == "__main__":
+    run(main)

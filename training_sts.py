@@ -1,0 +1,60 @@
+"""Fine-tune a Korean encoder on KorSTS pairs alone.
+
+Five epochs of CosineSimilarityLoss in shuffled batches of 8 pairs, gold score / 5, scored on KorSTS.
+
+    python training_sts.py
+    python training_sts.py --model_name_or_path klue/roberta-base --bf16
+    python training_sts.py --max_rounds 100                              # a short look
+    torchrun --nproc_per_node 4 training_sts.py                          # the batch size stays global
+    python training_sts.py --resume                                      # the newest unfinished run
+"""
+
+from pathlib import Path
+
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+from batch_sampling import ShuffledBatchSampler
+from cli_util import run
+from data_download import ensure_kor_nlu_datasets
+from data_util import load_kor_sts
+from finish_run import train_and_score
+from multi_task_trainer import MultiTaskTrainer
+from training_util import kor_sts_evaluators, load_base, parse_recipe, positive, recipe_parser, with_matryoshka
+
+
+def main() -> None:
+    """Train by the STS recipe; every number of it stands here or is a flag's default."""
+    # 1. Flags. Epochs, seed and batch size: training_sts.py of the original repository
+    parser = recipe_parser(__doc__, num_epochs=5, seed=777, output_prefix="kor_sts_")
+    parser.add_argument("--batch_size", type=positive(int), default=8, help="pairs a step (%(default)s)")
+    # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
+    args, training_args = parse_recipe(
+        parser, optim="adamw_torch", weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_steps=0.1
+    )
+
+    # 2. Data: KorSTS pairs with their gold score / 5
+    root = Path(args.dataset_path)
+    with training_args.main_process_first():
+        ensure_kor_nlu_datasets(root)
+    sts = load_kor_sts(root / "KorSTS" / "sts-train.tsv")
+    dev, test = kor_sts_evaluators(root, args)
+
+    # 3. Model: the encoder with mean pooling, in float32
+    model = load_base(args)
+
+    # 4. Train: mean squared error between cosine and gold
+    trainer = MultiTaskTrainer(
+        model=model,
+        args=training_args,
+        train_dataset={"sts": sts},
+        loss=with_matryoshka(model, {"sts": CosineSimilarityLoss(model)}, args.matryoshka_dims),
+        batch_samplers={"sts": ShuffledBatchSampler(sts, args.batch_size, args.seed)},
+        evaluator=dev,
+    )
+
+    # 5. Reload the best on dev from disk, score it on test
+    train_and_score(trainer, args, test)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,181 @@
+"""What the three training scripts share: their flags, the library's arguments, the evaluators.
+
+The recipes themselves, their numbers and losses, stand in the scripts.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from transformers import HfArgumentParser
+
+from cli_util import InputError
+from data_util import load_kor_sts
+from model_card import prepare_model_card
+from model_util import load_model
+
+SIMILARITIES = ["cosine", "euclidean", "manhattan", "dot"]
+# set by the recipe; the value says which flag to use instead
+RESERVED = {
+    "per_device_train_batch_size": "--batch_size (--nli_batch_size and --sts_batch_size for multi-task)",
+    "per_device_eval_batch_size": "--eval_batch_size",
+    "gradient_accumulation_steps": "--nli_mini_batch_size (objectives must not share a step)",
+    "num_train_epochs": "--num_epochs",
+    "max_steps": "--max_rounds",
+    "resume_from_checkpoint": "--resume",
+    **dict.fromkeys(("eval_strategy", "eval_on_start", "eval_delay"), "--eval_steps"),
+    **dict.fromkeys(("save_strategy", "save_total_limit", "save_only_model"), "--save_steps"),
+    **dict.fromkeys(("batch_sampler", "multi_dataset_batch_sampler", "metric_for_best_model"), "nothing"),
+    "load_best_model_at_end": "nothing",
+    **dict.fromkeys(("logging_strategy", "logging_nan_inf_filter", "greater_is_better"), "nothing"),
+}
+
+
+def positive(kind: type) -> type:
+    """Return an argparse type for numbers above 0."""
+
+    def convert(text: str) -> float:
+        if not (value := kind(text)) > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"  # argparse names the type in its error line
+    return convert
+
+
+def dimensions(text: str) -> list[int]:
+    """Return an argparse value: descending distinct dimensions from text such as `768,512,256`."""
+    return sorted({positive(int)(part) for part in text.split(",")}, reverse=True)
+
+
+def recipe_parser(description: str, *, num_epochs: int, seed: int, output_prefix: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that all recipes have; each script adds its batch sizes."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s [flags] [any flag of SentenceTransformerTrainingArguments, such as --bf16 or --report_to]",
+    )
+    add = parser.add_argument
+    add("--model_name_or_path", default="kakaobank/kf-deberta-base", help="base encoder (default: %(default)s)")
+    add("--dataset_path", default="kor-nlu-datasets", help="KorNLI/ and KorSTS/; fetched if absent (%(default)s)")
+    add("--max_seq_length", type=positive(int), default=128, help="tokens a sentence is cut to (%(default)s)")
+    add("--num_epochs", type=positive(int), default=num_epochs, help="passes of the recipe (%(default)s)")
+    add("--max_rounds", type=positive(int), help="stop after this many rounds; the schedule spans them")
+    add("--learning_rate", type=positive(float), default=2e-5, help="peak of the linear schedule (%(default)s)")
+    add("--eval_steps", type=positive(int), default=1000, help="rounds between evaluations in an epoch (%(default)s)")
+    add("--eval_batch_size", type=positive(int), default=64, help="sentences encoded at once (%(default)s)")
+    add("--save_steps", type=positive(int), help="rounds between checkpoints beside those at each evaluation")
+    add("--logging_steps", type=positive(int), default=50, help="rounds between logged losses (%(default)s)")
+    add("--output_dir", default="output", help="parent of the run's directory (%(default)s)")
+    add("--output_prefix", default=output_prefix, help="start of the run directory's name (%(default)s)")
+    add("--seed", type=int, default=seed, help="triplets, order of batches, dropout (%(default)s)")
+    add("--matryoshka_dims", type=dimensions, help="train and score prefixes too, e.g. 768,512,256,128,64")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights (%(default)s)")
+    add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
+    add("--trust_remote_code", action="store_true", help="run Python code from the model repository")
+    add("--resume", nargs="?", const="newest", metavar="DIR", help="go on with DIR or the newest unfinished run")
+    return parser
+
+
+def parse_recipe(
+    parser: argparse.ArgumentParser, **recipe: object
+) -> tuple[argparse.Namespace, SentenceTransformerTrainingArguments]:
+    """Parse the command line; `recipe` are training arguments that the user may override by flag.
+
+    Raises:
+        InputError: an unknown flag, or one that the recipe sets itself.
+    """
+    args, rest = parser.parse_known_args()
+    for flag in rest:
+        name = flag.removeprefix("--").split("=")[0].replace("-", "_")
+        if flag.startswith("--") and name in RESERVED:
+            raise InputError(f"{flag}: the recipe sets this itself; use {RESERVED[name]}")
+        if flag.startswith("--") and name in {"fp16", "fp16_full_eval"}:
+            raise InputError(f"{flag}: its loss scaler skips steps, which shifts the schedules; use --bf16")
+    fixed = {
+        "output_dir": args.output_dir,
+        "learning_rate": args.learning_rate,
+        "num_train_epochs": args.num_epochs,
+        "seed": args.seed,
+        "per_device_eval_batch_size": args.eval_batch_size,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "steps",
+        "logging_nan_inf_filter": "False",
+        "load_best_model_at_end": "True",
+        "metric_for_best_model": "eval_sts-dev_spearman_cosine",
+        "greater_is_better": "True",
+    }
+    flags = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
+    flags += rest + [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
+    library_parser = HfArgumentParser(
+        SentenceTransformerTrainingArguments, allow_abbrev=False, prog=parser.prog, usage=parser.usage
+    )
+    try:
+        training_args, unknown = library_parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{shlex.join(rest)}: {' '.join(str(error).split())}") from error
+    if unknown:
+        raise InputError(f"unknown flag {unknown[0]}; {Path(sys.argv[0]).name} --help lists the flags")
+    training_args._n_gpu = min(training_args.n_gpu, 1)  # several GPUs: torchrun; DataParallel would change the batches
+    return args, training_args
+
+
+def load_base(args: argparse.Namespace) -> SentenceTransformer:
+    """Load the base encoder as the flags say.
+
+    Raises:
+        InputError: it cannot be loaded, or has fewer dimensions than --matryoshka_dims.
+    """
+    model = load_model(
+        args.model_name_or_path,
+        dtype=getattr(torch, args.dtype),
+        fast_attention=not args.no_fast_attention,
+        max_seq_length=args.max_seq_length,
+        trust_remote_code=args.trust_remote_code,
+    )
+    size = model.get_embedding_dimension()
+    if args.matryoshka_dims and args.matryoshka_dims[0] > size:
+        raise InputError(
+            f"--matryoshka_dims {args.matryoshka_dims[0]}: {args.model_name_or_path} has {size} dimensions"
+        )
+    prepare_model_card(model, args.model_name_or_path)
+    return model
+
+
+def with_matryoshka(
+    model: SentenceTransformer, losses: dict[str, torch.nn.Module], dims: list[int] | None
+) -> dict[str, torch.nn.Module]:
+    """Wrap every loss in a MatryoshkaLoss over `dims` (arXiv 2205.13147), or return them as they are without dims."""
+    return {name: MatryoshkaLoss(model, loss, dims) for name, loss in losses.items()} if dims else losses
+
+
+def kor_sts_evaluators(root: Path, args: argparse.Namespace) -> tuple[SequentialEvaluator, SequentialEvaluator]:
+    """Return the evaluators of KorSTS dev and test: all eight figures, at full size and at each Matryoshka dimension.
+
+    The main score is the cosine Spearman at full size, the figure that the published table ranks by.
+    """
+    evaluators = []
+    for split in ("dev", "test"):
+        data = load_kor_sts(root / "KorSTS" / f"sts-{split}.tsv")
+        parts = [
+            EmbeddingSimilarityEvaluator(
+                data["sentence1"][:],
+                data["sentence2"][:],
+                data["score"][:],
+                name=f"sts-{split}" if dim is None else f"sts-{split}-{dim}",
+                batch_size=args.eval_batch_size,
+                similarity_fn_names=SIMILARITIES,
+                main_similarity="cosine",
+                truncate_dim=dim,
+            )
+            for dim in [None, *(args.matryoshka_dims or [])]
+        ]
+        evaluators.append(SequentialEvaluator(parts, main_score_function=lambda scores: scores[0]))
+    return tuple(evaluators)
