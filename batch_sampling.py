@@ -102,11 +102,10 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
         leftover = np.empty(0, dtype=np.int64)
         for number in count():
             order = np.random.default_rng((self.seed, number)).permutation(len(self.dataset))
-            order = np.concatenate([leftover, order[~np.isin(order, leftover)]])
-            for batch in self._one_pass(order):
+            for batch in self._one_pass(np.concatenate([leftover, order])):
                 if batch is not None:
                     yield batch
-            leftover = self.leftover
+            leftover = np.unique(self.leftover)  # unique: a text too frequent for the batches must not pile up
 
 
 class AlternatingBatchSampler(MultiDatasetDefaultBatchSampler):

@@ -67,7 +67,8 @@ def prepare_model_card(model: SentenceTransformer, base_model: str) -> None:
     data = model.model_card_data
     data.set_language("ko")
     data.local_files_only = True  # no hub look-ups while training
-    data.generate_widget_examples = False  # the widget would show training rows
+    data.generate_widget_examples = False
+    data.widget = [{"source_sentence": EXAMPLES[0], "sentences": EXAMPLES[1:]}]  # else it shows training rows
     data.usage_examples = EXAMPLES
     if not Path(base_model).exists():
         data.base_model = base_model

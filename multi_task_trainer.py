@@ -4,7 +4,7 @@ The library's Trainer has one batch size, one AdamW and one schedule for all dat
 own batch size, its own AdamW moments and its own linear schedule that counts rounds (a round is one step of each).
 """
 
-import logging
+import json
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from batch_sampling import AlternatingBatchSampler
 from checkpoint_util import keep_newest_and_best, write_checkpoint
 from cli_util import InputError
 
-logger = logging.getLogger(__name__)
+PENDING_LOG = "pending_log.json"  # losses since the last log line, which a resumed run must not lose
 
 
 class PerObjectiveOptimizer(torch.optim.Optimizer):
@@ -214,11 +214,31 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
                 del self._checkpoint_parent
             if self.state.best_global_step:
                 self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+            logged = self._pending_log()
             if self.args.should_save:
                 self.state.save_to_json(parent / name / "trainer_state.json")
+                (parent / name / PENDING_LOG).write_text(json.dumps(logged))
         self._last_checkpoint = str(run_dir / name)
         if self.args.should_save:
             keep_newest_and_best(run_dir, name, self.state.best_model_checkpoint)
+
+    def _pending_log(self) -> dict[str, dict]:
+        """Return what the next log line already knows, as plain numbers and equal on all processes."""
+        plain = {}
+        for objective, values in self.logged.items():
+            plain[objective] = {key: float(value) for key, value in values.items() if key != "losses"}
+            if losses := values.get("losses"):
+                plain[objective]["losses"] = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
+        return plain
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._last_checkpoint = checkpoint
+            self.logged = json.loads((Path(checkpoint) / PENDING_LOG).read_text())
+            for values in self.logged.values():
+                losses = values.get("losses", [])
+                values["losses"] = [torch.tensor(loss, device=self.args.device) for loss in losses]
 
     def _load_best_model(self) -> None:
         # the library only logs a failure here and would then score another model than it names

@@ -112,6 +112,8 @@ def parse_recipe(
         "metric_for_best_model": "eval_sts-dev_spearman_cosine",
         "greater_is_better": "True",
     }
+    if not torch.accelerator.is_available():  # else accelerate starts no process group without a GPU
+        recipe["use_cpu"] = True
     flags = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
     flags += rest + [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
     library_parser = HfArgumentParser(
