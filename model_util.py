@@ -69,6 +69,7 @@ def load_model(
         raise InputError(f"{name_or_path}: cannot be loaded as a sentence-embedding model ({reason})") from error
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise InputError(f"{name_or_path}: the weights hold NaN or infinite values; take another checkpoint")
+    check_tokenizer(model, name_or_path)
     if max_seq_length is not None:
         limit = getattr(model[0].config, "max_position_embeddings", max_seq_length)
         if max_seq_length > limit:
@@ -84,6 +85,17 @@ def check_model_directory(path: Path) -> None:
     if not any(path.rglob("*.safetensors")):
         raise InputError(
             f"{path}: no .safetensors weights (pickled weights are never loaded); convert the model first"
+        )
+
+
+def check_tokenizer(model: SentenceTransformer, name: str) -> None:
+    """Raise InputError where the tokenizer is missing (transformers makes an empty one) or fits another model."""
+    vocabulary, rows = model.tokenizer.get_vocab(), model[0].model.get_input_embeddings().num_embeddings
+    if len(vocabulary) <= len(set(model.tokenizer.all_special_tokens)):
+        raise InputError(f"{name}: no usable tokenizer; save the base's tokenizer files beside its config.json")
+    if (highest := max(vocabulary.values())) >= rows:
+        raise InputError(
+            f"{name}: tokenizer has ids up to {highest}, embeddings {rows} rows; take the model's own tokenizer"
         )
 
 

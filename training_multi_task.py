@@ -32,7 +32,7 @@ from training_util import kor_sts_evaluators, load_base, parse_recipe, positive,
 def main() -> None:
     """Train by the published multi-task recipe; every number of it stands here or is a flag's default."""
     # 1. Flags. Epochs, seed and batch sizes: model card of upskyy/kf-deberta-multitask
-    parser = recipe_parser(__doc__, num_epochs=10, seed=42, output_prefix="kor_multi_")
+    parser = recipe_parser(__doc__, num_epochs=10, default_seed=42, output_prefix="kor_multi_")
     parser.add_argument("--nli_batch_size", type=positive(int), default=128, help="triplets a step (%(default)s)")
     parser.add_argument("--sts_batch_size", type=positive(int), default=8, help="pairs a step (%(default)s)")
     parser.add_argument("--nli_mini_batch_size", type=positive(int), help="triplets in memory at once: same result")

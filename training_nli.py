@@ -29,7 +29,7 @@ from training_util import kor_sts_evaluators, load_base, parse_recipe, positive,
 def main() -> None:
     """Train by the NLI recipe; every number of it stands here or is a flag's default."""
     # 1. Flags. Epochs, seed and batch size: training_nli.py of the original repository
-    parser = recipe_parser(__doc__, num_epochs=1, seed=777, output_prefix="kor_nli_")
+    parser = recipe_parser(__doc__, num_epochs=1, default_seed=777, output_prefix="kor_nli_")
     parser.add_argument("--batch_size", type=positive(int), default=64, help="triplets a step (%(default)s)")
     parser.add_argument("--nli_mini_batch_size", type=positive(int), help="triplets in memory at once: same result")
     # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps

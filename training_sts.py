@@ -25,7 +25,7 @@ from training_util import kor_sts_evaluators, load_base, parse_recipe, positive,
 def main() -> None:
     """Train by the STS recipe; every number of it stands here or is a flag's default."""
     # 1. Flags. Epochs, seed and batch size: training_sts.py of the original repository
-    parser = recipe_parser(__doc__, num_epochs=5, seed=777, output_prefix="kor_sts_")
+    parser = recipe_parser(__doc__, num_epochs=5, default_seed=777, output_prefix="kor_sts_")
     parser.add_argument("--batch_size", type=positive(int), default=8, help="pairs a step (%(default)s)")
     # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
     args, training_args = parse_recipe(

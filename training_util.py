@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import HfArgumentParser
+from transformers.integrations import get_reporting_integration_callbacks
 
 from cli_util import InputError
 from data_util import load_kor_sts
@@ -48,12 +49,21 @@ def positive(kind: type) -> type:
     return convert
 
 
+def seed(text: str) -> int:
+    """Return an argparse value that every random generator takes as a seed."""
+    if not 0 <= (value := int(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..{2**32 - 1}")
+    return value
+
+
 def dimensions(text: str) -> list[int]:
     """Return an argparse value: descending distinct dimensions from text such as `768,512,256`."""
     return sorted({positive(int)(part) for part in text.split(",")}, reverse=True)
 
 
-def recipe_parser(description: str, *, num_epochs: int, seed: int, output_prefix: str) -> argparse.ArgumentParser:
+def recipe_parser(
+    description: str, *, num_epochs: int, default_seed: int, output_prefix: str
+) -> argparse.ArgumentParser:
     """Return a parser with the flags that all recipes have; each script adds its batch sizes."""
     parser = argparse.ArgumentParser(
         description=description,
@@ -74,7 +84,7 @@ def recipe_parser(description: str, *, num_epochs: int, seed: int, output_prefix
     add("--logging_steps", type=positive(int), default=50, help="rounds between logged losses (%(default)s)")
     add("--output_dir", default="output", help="parent of the run's directory (%(default)s)")
     add("--output_prefix", default=output_prefix, help="start of the run directory's name (%(default)s)")
-    add("--seed", type=int, default=seed, help="triplets, order of batches, dropout (%(default)s)")
+    add("--seed", type=seed, default=default_seed, help="triplets, order of batches, dropout (%(default)s)")
     add("--matryoshka_dims", type=dimensions, help="train and score prefixes too, e.g. 768,512,256,128,64")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights (%(default)s)")
     add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
@@ -121,7 +131,9 @@ def parse_recipe(
     )
     try:
         training_args, unknown = library_parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
-    except (ValueError, ImportError) as error:
+        for callback in get_reporting_integration_callbacks(training_args.report_to):
+            callback()  # fails now, not after the data are loaded, where its package is missing
+    except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"{shlex.join(rest)}: {' '.join(str(error).split())}") from error
     if unknown:
         raise InputError(f"unknown flag {unknown[0]}; {Path(sys.argv[0]).name} --help lists the flags")

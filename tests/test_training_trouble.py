@@ -1,0 +1,209 @@
+"""What can go wrong in training: flags, models, data, numbers, disks. One line, exit 2, nothing lost."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+from transformers import DebertaV2Config, DebertaV2Model
+
+import training_multi_task
+import training_nli
+import training_sts
+from cli_util import InputError, run
+
+SCRIPTS = {"multi": training_multi_task, "nli": training_nli, "sts": training_sts}
+
+
+@pytest.fixture
+def attempt(monkeypatch, capsys, tmp_path):
+    """Run a script's main in this process as the command line does; return its exit status and stderr lines."""
+
+    def call(script: str, *flags: object) -> tuple[int, list[str]]:
+        module = SCRIPTS[script]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, flags)])
+        with pytest.raises(SystemExit) as stopped:
+            run(module.main)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        return stopped.value.code, lines
+
+    return call
+
+
+def broken_model(base, path, name, content):
+    shutil.copytree(base, path)
+    (path / name).write_bytes(content)
+    return path
+
+
+FLAG_CASES = [
+    (["--no_such_flag"], "unknown flag --no_such_flag"),
+    (["--max_seq_length", "0"], "0 is not above 0"),
+    (["--num_epochs", "-1"], "-1 is not above 0"),
+    (["--num_epochs", "two"], "invalid positive int value: 'two'"),
+    (["--learning_rate", "nan"], "nan is not above 0"),
+    (["--batch_size", "0"], "0 is not above 0"),
+    (["--eval_steps", "1.5"], "invalid positive int value"),
+    (["--seed", "-1"], "-1 is not in 0..4294967295"),
+    (["--matryoshka_dims", "32,x"], "invalid dimensions value"),
+    (["--matryoshka_dims", "9999"], "has 32 dimensions"),
+    (["--per_device_train_batch_size", "4"], "use --batch_size"),
+    (["--max_steps", "4"], "use --max_rounds"),
+    (["--gradient_accumulation_steps", "4"], "objectives must not share a step"),
+    (["--fp16"], "use --bf16"),
+    (["--weight_decay", "much"], "invalid float value: 'much'"),
+    (["--report_to", "nothing_known"], "nothing_known"),
+    (["--max_seq_length", "100000"], "exceeds its 512 positions"),
+    (["--resume", "no-such-run"], "no-such-run: no training_arguments.json"),
+    (["--dataset_path", "{empty}"], "{empty}"),
+    (["--output_dir", "{file}"], "{file}"),
+    (["--model_name_or_path", "{empty}"], "no config.json"),
+    (["--model_name_or_path", "{file}"], "not a model directory"),
+    (["--model_name_or_path", "no/such/place"], "not a model directory"),
+    (["--model_name_or_path", "no-such-owner/no-such-model"], "not cached"),
+    (["--model_name_or_path", "{bad_config}"], "cannot be loaded"),
+    (["--model_name_or_path", "{bad_weights}"], "cannot be loaded"),
+    (["--model_name_or_path", "{cut_weights}"], "cannot be loaded"),
+    (["--model_name_or_path", "{pickled}"], "no .safetensors weights"),
+    (["--model_name_or_path", "{no_tokenizer}"], "no usable tokenizer"),
+    (["--model_name_or_path", "{unfitting}"], "tokenizer has ids up to"),
+    (["--model_name_or_path", "{wrong_type}"], "cannot be loaded"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(toy_base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("places")
+    (root / "empty").mkdir()
+    (root / "file").write_text("not a directory")
+    weights = (toy_base / "model.safetensors").read_bytes()
+    broken_model(toy_base, root / "bad_config", "config.json", b"{")
+    broken_model(toy_base, root / "bad_weights", "model.safetensors", b"\x00" * 1000)
+    broken_model(toy_base, root / "cut_weights", "model.safetensors", weights[: len(weights) // 2])
+    pickled = broken_model(toy_base, root / "pickled", "pytorch_model.bin", b"cos\nsystem\n")
+    (pickled / "model.safetensors").unlink()
+    no_tokenizer = shutil.copytree(toy_base, root / "no_tokenizer")
+    for path in [*no_tokenizer.glob("*token*"), *no_tokenizer.glob("vocab*")]:
+        path.unlink()
+    config = json.loads((toy_base / "config.json").read_text()) | {"model_type": "unheard-of"}
+    broken_model(toy_base, root / "wrong_type", "config.json", json.dumps(config).encode())
+    config = json.loads((toy_base / "config.json").read_text()) | {"vocab_size": 100}
+    unfitting = broken_model(toy_base, root / "unfitting", "config.json", json.dumps(config).encode())
+    DebertaV2Model(DebertaV2Config.from_pretrained(unfitting)).save_pretrained(unfitting)
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(("flags", "message"), FLAG_CASES, ids=[" ".join(flags) for flags, _ in FLAG_CASES])
+def test_bad_flags_models_and_places(attempt, toy_base, toy_data, places, tmp_path, flags, message):
+    flags = [flag.format(**places) for flag in flags]
+    defaults = {"--model_name_or_path": toy_base, "--dataset_path": toy_data, "--max_rounds": 1}
+    filled = [word for name, value in defaults.items() if name not in flags for word in (name, value)]
+    status, lines = attempt("sts", *filled, *flags)
+    assert status == 2
+    assert len(lines) == 1 and message.format(**places) in lines[0]
+    assert not (tmp_path / "output").exists() or not list((tmp_path / "output").iterdir())
+
+
+def nli_data(toy_data, path, lines):
+    shutil.copytree(toy_data, path)
+    text = "\n".join(["sentence1\tsentence2\tgold_label", *lines]) + "\n"
+    (path / "KorNLI" / "toy.train.ko.tsv").write_text(text, encoding="utf-8")
+    return path
+
+
+def test_no_nli_train_file(attempt, toy_base, toy_data, tmp_path):
+    data = shutil.copytree(toy_data, tmp_path / "data")
+    (data / "KorNLI" / "toy.train.ko.tsv").unlink()
+    status, lines = attempt("nli", "--model_name_or_path", toy_base, "--dataset_path", data)
+    assert status == 2 and "train.ko.tsv" in lines[0]
+
+
+@pytest.mark.parametrize("labels", [["neutral"], ["entailment"], ["contradiction"]])
+def test_only_one_label_gives_no_triplet(attempt, toy_base, toy_data, tmp_path, labels):
+    rows = [f"전제 {i}\t가설 {i}\t{labels[0]}" for i in range(200)]
+    data = nli_data(toy_data, tmp_path / "data", rows)
+    status, lines = attempt("multi", "--model_name_or_path", toy_base, "--dataset_path", data)
+    assert status == 2 and "triplet" in lines[0]
+
+
+def test_fewer_triplets_than_a_batch_and_duplicate_only_data(attempt, toy_base, toy_data, tmp_path):
+    rows = [f"전제 {i}\t{kind}\t{kind}" for i in range(100) for kind in ("entailment", "contradiction")]
+    data = nli_data(toy_data, tmp_path / "same", rows)
+    status, lines = attempt("nli", "--model_name_or_path", toy_base, "--dataset_path", data)
+    assert status == 2 and "too few different texts" in lines[0]
+    data = nli_data(toy_data, tmp_path / "few", rows[:2])
+    status, lines = attempt("nli", "--model_name_or_path", toy_base, "--dataset_path", data)
+    assert status == 2 and "2 triplets, fewer than a batch of 64" in lines[0]
+
+
+def test_non_finite_loss_names_objective_round_rows_and_checkpoint(attempt, toy_base, toy_data, tmp_path, monkeypatch):
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+    forward, calls = CosineSimilarityLoss.forward, []
+
+    def overflow(self, features, labels):
+        calls.append(1)
+        return forward(self, features, labels) * (float("inf") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(CosineSimilarityLoss, "forward", overflow)
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--nli_batch_size", 32]
+    status, lines = attempt("multi", *flags, "--save_steps", 1)
+    assert status == 2
+    assert "non-finite loss of objective sts in round 2, rows [" in lines[0]
+    (directory,) = (tmp_path / "output").iterdir()
+    assert f"last good checkpoint: {directory}/checkpoint-4" in lines[0]
+    assert (directory / "checkpoint-4" / "model.safetensors").is_file()
+
+
+def test_bf16_trains_within_a_point_of_float32(attempt, toy_base, toy_data, tmp_path, monkeypatch):
+    figures = []
+    for extra in ([], ["--bf16"]):
+        monkeypatch.chdir(tmp_path)
+        output = tmp_path / f"out{len(figures)}"
+        flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--num_epochs", 2, *extra]
+        monkeypatch.setattr(sys, "argv", ["training_sts.py", *map(str, flags), "--output_dir", str(output)])
+        training_sts.main()
+        (directory,) = output.iterdir()
+        figures.append(json.loads((directory / "training_arguments.json").read_text())["best_dev_cosine_spearman"])
+    assert figures[1] == pytest.approx(figures[0], abs=1.0)
+
+
+def test_full_disk_keeps_the_checkpoints_before_and_can_go_on(repo, toy_base, toy_data, tmp_path):
+    size = (toy_base / "model.safetensors").stat().st_size
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", 3, "--save_steps", 1]
+    command = [sys.executable, str(repo / "training_sts.py"), *map(str, flags), "--output_dir", str(tmp_path)]
+
+    def limit():  # the weights fit, the optimizer's two moments do not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.5 * size), int(1.5 * size)))
+
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert len(errors) == 1 and "cannot be written" in errors[0] and "--resume" in errors[0]
+    (directory,) = tmp_path.iterdir()
+    assert not list(directory.glob("checkpoint-*")) and not (directory / "unfinished-checkpoint").exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert (directory / "model.safetensors").is_file()
+
+
+def test_unwritable_output(attempt, toy_base, toy_data, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--output_dir", tmp_path / "locked"]
+    status, lines = attempt("sts", *flags)
+    assert status == 2 and "not writable" in lines[0]
+
+
+def test_input_error_is_one_line(capsys):
+    def fail():
+        raise InputError("file.tsv:3: wrong; mend it")
+
+    with pytest.raises(SystemExit) as stopped:
+        run(fail)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: file.tsv:3: wrong; mend it\n"
