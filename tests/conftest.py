@@ -9,7 +9,6 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KF_SHARED", REPO.parent / "shared"))
-sys.path.insert(0, str(REPO / "sample"))
 
 
 @pytest.fixture(scope="session")

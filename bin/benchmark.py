@@ -1,0 +1,160 @@
+"""Score sentence-embedding models on KorSTS: eight correlations as a Markdown table beside the published rows.
+
+    python bin/benchmark.py                                       # upskyy/kf-deberta-multitask on the test file
+    python bin/benchmark.py --model_name_or_path output/my-model jhgan/ko-sroberta-multitask --bootstrap 1000
+    python bin/benchmark.py --model_name_or_path models/kf-deberta-multitask.onnx --output onnx.json onnx.csv
+    python bin/benchmark.py --model_name_or_path output/my-model --truncate_dims 768,256,64 --precision float32,int8
+    python bin/benchmark.py --results onnx.json other.csv         # print the table again from saved results
+
+Exit status 2 when a model could not be scored; the results of the others are printed and saved all the same.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from benchmark_models import score_model
+from benchmark_report import errors_table, report
+from benchmark_results import FORMATS, Record, add_bootstrap, label, read_results, write_results
+from cli_util import INPUT_ERROR_STATUS, InputError, check_writable, run
+from data_download import ensure_kor_nlu_datasets
+from data_util import git_blob_id, load_kor_sts
+from scoring import PRECISIONS, check_gold
+
+DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
+LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "numpy", "scipy")
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+MIN_RESAMPLES = 100
+MIN_BOOTSTRAP_ROWS = 10  # fewer pairs often draw a resample of equal scores, which has no correlation
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line; raise InputError for what can never work, before anything is loaded."""
+    parser = argparse.ArgumentParser(
+        description="Score sentence-embedding models on KorSTS: eight correlations as a Markdown table.",
+        epilog="A p-value is twice the smaller share of resamples in which the difference is at most, or at least, 0.",
+    )
+    add = parser.add_argument
+    names = f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})"
+    add("--model_name_or_path", nargs="+", action="extend", default=[], metavar="M", help=names)
+    add("--sts_dataset_path", default="kor-nlu-datasets/KorSTS", metavar="DIR", help="default: %(default)s")
+    add("--split", choices=("dev", "test"), default="test", help="file of that directory (default: test)")
+    add("--tsv", metavar="FILE", help="any other file of the same columns (default: none)")
+    add("--batch_size", type=int, metavar="B", help="sentences (default: 64 on a CPU, else 256)")
+    add("--device", help="torch device (default: the accelerator where there is one)")
+    add("--bf16", action="store_true", help="encode in bfloat16 autocast; not .onnx (default: off)")
+    add("--no_fast_attention", action="store_true", help="keep the library's attention (default: off)")
+    add("--truncate_dims", type=dimensions, default=[None], metavar="D,D", help="first D dimensions (default: all)")
+    add("--precision", type=precisions, default=["float32"], metavar="P,P", help="of float32 (default), int8, binary")
+    add("--bootstrap", type=int, default=0, metavar="N", help="resamples for intervals, p-values (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add("--errors", type=int, default=0, metavar="N", help="list the N worst-ranked pairs (default: 0)")
+    add("--plot", type=Path, metavar="FILE", help="draw cosine on gold: .png, .pdf, .svg (default: none)")
+    add("--output", type=Path, nargs="+", default=[], metavar="FILE", help="save: .json, .csv (default: none)")
+    add(
+        "--results", type=Path, nargs="+", default=[], metavar="FILE", help="print saved results again (default: none)"
+    )
+    add("--no_published", action="store_true", help="no published rows (default: off)")
+    args = parser.parse_args()
+    if args.results and (args.model_name_or_path or args.bootstrap or args.errors or args.plot):
+        raise InputError(
+            "--results prints what was saved; leave out --model_name_or_path, --bootstrap, --errors, --plot"
+        )
+    if args.batch_size is not None and args.batch_size < 1:
+        raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
+    if min(args.bootstrap, args.errors, args.seed) < 0 or 0 < args.bootstrap < MIN_RESAMPLES:
+        raise InputError(f"--bootstrap takes 0 or {MIN_RESAMPLES} and more, --errors and --seed 0 and more")
+    for path, formats in [(path, FORMATS) for path in args.output] + [(args.plot, PLOT_FORMATS)]:
+        if path is not None and path.suffix not in formats:
+            raise InputError(f"{path}: the name must end with {' or '.join(formats)}")
+        if path is not None:
+            check_writable(path.parent)
+    return args
+
+
+def dimensions(text: str) -> list[int]:
+    """Parse `768,256` for argparse, whose error line names the flag."""
+    values = [int(value) for value in text.split(",")]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers of 1 or more")
+    return values
+
+
+def precisions(text: str) -> list[str]:
+    """Parse `float32,int8` for argparse, whose error line names the flag."""
+    values = text.split(",")
+    if not set(values) <= set(PRECISIONS):
+        raise argparse.ArgumentTypeError(f"{text}: give some of {','.join(PRECISIONS)}")
+    return values
+
+
+def main() -> int:
+    """Score, print, save; 0, or 2 when a row has no figures."""
+    args = parse_args()
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+
+    # 1. saved results need no model
+    if args.results:
+        records = read_results(args.results)
+        print(report(records, not args.no_published))
+        return save(args.output, records)
+
+    # 2. the pairs and their gold scores (0..1)
+    folder = Path(args.sts_dataset_path)
+    if not args.tsv and folder.name == "KorSTS" and not folder.exists():
+        ensure_kor_nlu_datasets(folder.parent)
+    path = Path(args.tsv) if args.tsv else folder / f"sts-{args.split}.tsv"
+    dataset = load_kor_sts(path)
+    data = {name: list(dataset[name]) for name in ("sentence1", "sentence2")} | {"score": np.array(dataset["score"])}
+    check_gold(data["score"], path)
+    if args.bootstrap and len(dataset) < MIN_BOOTSTRAP_ROWS:
+        raise InputError(f"{path}: {len(dataset)} rows; --bootstrap needs {MIN_BOOTSTRAP_ROWS} or more")
+    about = {"data": str(path), "rows": len(dataset), "blob_id": git_blob_id(path)}
+    about["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    about["versions"] = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES)
+
+    # 3. every model once; what is done is saved before the next one starts
+    records: list[Record] = []
+    similarities: list[np.ndarray | None] = []
+    for name in args.model_name_or_path or [DEFAULT_MODEL]:
+        new_records, new_similarities = score_model(name, args, data, about)
+        records += new_records
+        similarities += new_similarities
+        if any(not record["error"] for record in records):
+            save(args.output, records)
+    scored = [(r, values) for r, values in zip(records, similarities, strict=True) if values is not None]
+    if not scored:
+        return INPUT_ERROR_STATUS
+
+    # 4. intervals and paired differences
+    if args.bootstrap:
+        add_bootstrap(records, similarities, data["score"], args.bootstrap, args.seed)
+
+    # 5. the report
+    print(report(records, not args.no_published))
+    for record, values in scored if args.errors else []:
+        table = errors_table(args.errors, values[0], data["score"], data["sentence1"], data["sentence2"])
+        print(f"\nPairs that {label(record)} ranks most wrongly by cosine:\n\n{table}")
+    if args.plot:
+        from benchmark_plot import plot  # matplotlib only where it is asked for
+
+        plot(args.plot, [record for record, _ in scored], [values[0] for _, values in scored], data["score"])
+    return save(args.output, records)
+
+
+def save(paths: list[Path], records: list[Record]) -> int:
+    """Write the records to every file of --output; 2 when a record has an error, else 0."""
+    for path in paths:
+        write_results(path, records)
+    return INPUT_ERROR_STATUS if any(record["error"] for record in records) else 0
+
+
+if __name__ == "__main__":
+    run(main)

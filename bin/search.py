@@ -1,0 +1,98 @@
+"""Semantic search: the corpus sentences nearest to each query by cosine similarity.
+
+python bin/search.py                                                 # three example queries, nine sentences
+python bin/search.py "은행에서 대출을 상환하는 고객이 있다."
+python bin/search.py --corpus sentences.txt --top_k 3 < queries.txt  # one sentence a line
+python bin/search.py --onnx models/kf-deberta-multitask.onnx "한 투자자가 비트코인을 매수한다."
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cli_util import InputError, run
+
+# the financial example of the published README
+CORPUS = [
+    "주식 시장에서 한 투자자가 주식을 매수한다.",
+    "은행에서 예금을 만기로 인출하는 고객이 있다.",
+    "금융 전문가가 새로운 투자 전략을 개발하고 있다.",
+    "증권사에서 주식 포트폴리오를 관리하는 팀이 있다.",
+    "금융 거래소에서 새로운 디지털 자산이 상장된다.",
+    "투자 은행가가 고객에게 재무 계획을 제안하고 있다.",
+    "금융 회사에서 신용평가 모델을 업데이트하고 있다.",
+    "투자자들이 새로운 ICO에 참여하려고 하고 있다.",
+    "경제 전문가가 금리 인상에 대한 예측을 내리고 있다.",
+]
+QUERIES = [
+    "한 투자자가 비트코인을 매수한다.",
+    "은행에서 대출을 상환하는 고객이 있다.",
+    "금융 분야에서 새로운 기술 동향을 조사하고 있다.",
+]
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Find the corpus sentences nearest to each query.")
+    add = parser.add_argument
+    add("query", nargs="*", help="queries (default: the lines of standard input; at a terminal, three examples)")
+    add("--model_name_or_path", default="upskyy/kf-deberta-multitask", help="hub name or directory (%(default)s)")
+    add("--onnx", type=Path, metavar="FILE", help="embed with this exported graph instead, by onnxruntime alone")
+    add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence a line (default: nine financial sentences)")
+    add("--top_k", type=int, default=5, metavar="K", help="sentences shown for each query (default: %(default)s)")
+    add("--device", help="torch device (default: the accelerator where there is one)")
+    add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
+    return parser.parse_args()
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file that hold text; InputError names what is wrong with it."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from error
+    if not any(lines):
+        raise InputError(f"{path}: no sentence in it; write one a line")
+    return [line for line in lines if line]
+
+
+def main() -> None:
+    """Embed corpus and queries, and print the nearest sentences of each query."""
+    # 1. Corpus and queries
+    args = parse_args()
+    if args.top_k < 1:
+        raise InputError(f"--top_k {args.top_k}: give 1 or more")
+    corpus = read_lines(args.corpus) if args.corpus else CORPUS
+    queries = args.query or (QUERIES if sys.stdin.isatty() else [line.strip() for line in sys.stdin if line.strip()])
+    if not queries:
+        raise InputError("no query: give some as arguments, or one a line on standard input")
+
+    # 2. Embeddings, scaled to length 1 so that their products are cosines
+    import numpy as np
+
+    if args.onnx:
+        from onnx_runtime import OnnxEncoder
+
+        embeddings = OnnxEncoder(args.onnx, device=args.device).encode([*corpus, *queries])
+    else:
+        from model_util import load_model
+
+        model = load_model(args.model_name_or_path, device=args.device, fast_attention=not args.no_fast_attention)
+        embeddings = model.encode([*corpus, *queries])
+    embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    scores = embeddings[len(corpus) :] @ embeddings[: len(corpus)].T
+
+    # 3. The nearest sentences; equal scores in corpus order
+    for query, row in zip(queries, scores, strict=True):
+        print(f"\nQuery: {query}")
+        for index in np.argsort(-row, kind="stable")[: args.top_k]:
+            print(f"{corpus[index]} (Score: {row[index]:.4f})")
+
+
+if __name__ == "__main__":
+    run(main)
