@@ -1,0 +1,151 @@
+"""Every command and code block of the READMEs runs; small stand-ins answer to the real names in a local hub cache."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SMALL = {  # sizes that the stand-ins have
+    "768,512,256,128,64": "32,16,8",
+    "768,256": "32,16",
+    "--nli_batch_size 2048 --nli_mini_batch_size 128": "--nli_batch_size 64 --nli_mini_batch_size 16",
+}
+NAMES = ("kakaobank/kf-deberta-base", "upskyy/kf-deberta-multitask", "jhgan/ko-sroberta-multitask")
+SET_UP = {"./bin/demo.sh", "./bin/test.sh", "./bin/reproduce.sh"}  # make .venv, or need a GPU
+
+
+def blocks(readme: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(readme: Path) -> list[list[str]]:
+    lines = [line for block in blocks(readme, "bash") for line in block.splitlines() if line.strip()]
+    for text, small in SMALL.items():
+        lines = [line.replace(text, small) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def place(repo, toy_base, toy_data, tmp_path_factory):
+    """A directory that looks like a clone with the data in it, and a hub cache with the stand-ins."""
+    root = tmp_path_factory.mktemp("clone")
+    for path in [*repo.glob("*.py"), repo / "bin", repo / "sample"]:
+        (root / path.name).symlink_to(path)
+    (root / "kor-nlu-datasets").symlink_to(toy_data)
+    for name in NAMES:
+        folder = root / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(toy_base, folder / "snapshots" / "0")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0")
+    return root
+
+
+@pytest.fixture(scope="module")
+def environment(place):
+    # a python that only says what it would run, for the shell scripts
+    (place / "stub").mkdir()
+    (place / "stub" / "python").write_text('#!/bin/sh\necho "ran $*"\n')
+    (place / "stub" / "python").chmod(0o755)
+    return os.environ | {"HF_HUB_CACHE": str(place / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def short(command: list[str]) -> list[str]:
+    return [*command, "--max_rounds", "2"] if "--max_rounds" not in command else command
+
+
+def test_both_readmes_have_the_same_code_blocks(repo):
+    fences = r"^```.*?^```"
+    english, korean = ((repo / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
+    assert re.findall(fences, english, re.M | re.S) == re.findall(fences, korean, re.M | re.S)
+    assert english.count("\n## ") == korean.count("\n## ")
+
+
+def test_every_python_command_runs(repo, place, environment):
+    todo = [command for command in commands(repo / "README.md") if command[0] == "python"]
+    assert len(todo) > 8
+    todo = [short(command[1:]) if command[1].startswith("training") else command[1:] for command in todo]
+    resumed = [command for command in todo if "--resume" in command]
+    first = [command for command in todo if command not in resumed]
+    driver = [sys.executable, str(repo / "tests" / "readme_driver.py")]
+
+    def run(batch):
+        result = subprocess.run(
+            [*driver, json.dumps(batch)], cwd=place, env=environment, capture_output=True, text=True, input="물음\n"
+        )
+        statuses = json.loads(re.search(r"^STATUS (.*)$", result.stdout, re.M).group(1))
+        assert statuses == [0] * len(batch), result.stdout[-3000:] + result.stderr[-6000:]
+        return result.stdout
+
+    output = run(first)
+    assert output.count("(Score: ") == 6  # two queries, three sentences each
+    assert "| upskyy/kf-deberta-multitask |" in output
+    assert (place / "models" / "kf-deberta-multitask.onnx").is_file() and (place / "scatter.png").is_file()
+    # what a kill before the first checkpoint leaves: a run without a result
+    for path in place.glob("output/kor_multi_*/training_arguments.json"):
+        path.write_text(path.read_text().replace('"finished"', '"unfinished"'))
+    assert resumed
+    run(resumed)
+
+
+def test_torchrun_command_runs(repo, place, environment):
+    (command,) = [command for command in commands(repo / "README.md") if command[0] == "torchrun"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *short(command[1:])]
+    result = subprocess.run(
+        [*words, "--output_dir", "ddp"], cwd=place, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert len(list((place / "ddp").iterdir())) == 1
+
+
+def test_shell_commands_run(repo, place, environment):
+    stubbed = environment | {"PATH": f"{place / 'stub'}:{environment['PATH']}"}
+    for command in [command for command in commands(repo / "README.md") if command[0].startswith("./")]:
+        script = repo / command[0]
+        assert os.access(script, os.X_OK)
+        subprocess.run(["bash", "-n", script], check=True)
+        if command[0] not in SET_UP:
+            result = subprocess.run(command, cwd=repo, env=stubbed, check=True, capture_output=True, text=True)
+            assert "ran " in result.stdout
+
+
+def test_no_command_is_left_out(repo):
+    known = {"python", "torchrun"}
+    assert all(command[0] in known or command[0].startswith("./bin/") for command in commands(repo / "README.md"))
+
+
+def test_sentence_transformers_and_plain_transformers_print_the_same(repo, place, environment):
+    first, second = blocks(repo / "README.md", "python")
+    code = (
+        f"{first}\nleft = model.encode(sentences)\n{second}\nright = ((tokens * mask).sum(1) / mask.sum(1)).numpy()\n"
+    )
+    code += "import numpy as np\nnp.save('left.npy', left)\nnp.save('right.npy', right)\n"
+    subprocess.run([sys.executable, "-c", code], cwd=place, env=environment, check=True, capture_output=True)
+    left, right = np.load(place / "left.npy"), np.load(place / "right.npy")
+    assert left.shape == (2, 32) and np.allclose(left, right, atol=1e-5)
+
+
+def test_train_sh_passes_flags_and_stops_at_the_first_failure(repo, place, environment, tmp_path):
+    stubbed = environment | {"PATH": f"{place / 'stub'}:{environment['PATH']}"}
+    script = str(repo / "bin" / "train.sh")
+
+    def ran(*arguments):
+        result = subprocess.run([script, *arguments], cwd=tmp_path, env=stubbed, capture_output=True, text=True)
+        return result.returncode, re.findall(r"ran \S*/(training_\w+\.py.*)", result.stdout), result.stderr
+
+    assert ran() == (0, ["training_sts.py", "training_nli.py", "training_multi_task.py"], "")
+    assert ran("all", "--bf16")[1][2] == "training_multi_task.py --bf16"
+    assert ran("--seed", "1")[1][0] == "training_sts.py --seed 1"
+    assert ran("nli", "--batch_size", "8")[1] == ["training_nli.py --batch_size 8"]
+    status, _, error = ran("everything")
+    assert status == 2 and error.startswith("error: unknown recipe everything")
+
+    (place / "stub" / "python").write_text('#!/bin/sh\necho "ran $*"\nexit 3\n')
+    status, scripts, _ = ran()
+    assert status == 3 and scripts == ["training_sts.py"]
