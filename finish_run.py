@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from huggingface_hub import upload_folder
 from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 from transformers import ProgressCallback
 
@@ -68,6 +69,8 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         return
 
     # 3. The best model, from disk
+    if trainer.state.best_metric is None:
+        raise InputError(f"{run.directory}: no dev figure was a number; lower --learning_rate")
     trainer.model.save_pretrained(str(run.directory), create_model_card=False)
     model = load_model(
         str(run.directory),
@@ -80,7 +83,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     eval_dir = run.directory / "eval"
     for path in eval_dir.glob("*sts-test*.csv"):
         path.unlink()
-    step = trainer.state.best_global_step or trainer.state.global_step
+    step = trainer.state.best_global_step
     scores = test_evaluator(model, str(eval_dir), epoch=step / (rounds * len(objectives)), steps=step)
     if any(value != value for value in scores.values()):
         raise InputError(f"{run.directory}: a test figure is not a number; lower --learning_rate")
@@ -90,6 +93,10 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     run.facts["best_round"] = step // len(objectives)
     run.facts["best_dev_cosine_spearman"] = 100 * trainer.state.best_metric
     run.facts["status"] = "finished"
+    dev = next(row for row in trainer.state.log_history if row["step"] == step and "eval_sequential_score" in row)
+    for part in trainer.evaluator.evaluators:  # the card would show the last evaluation, not the kept model's
+        figures = {key[5:]: value for key, value in dev.items() if key.startswith(f"eval_{part.name}_")}
+        trainer.model.model_card_data.eval_results_dict[part] = figures
     write_model_card(trainer.model, run.facts, run.directory / "README.md")
     draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
     trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
@@ -97,7 +104,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     for checkpoint in run.directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        upload_folder(repo_id=trainer.hub_model_id, folder_path=run.directory, token=trainer.args.hub_token)
     print_summary(run)
 
 

@@ -10,6 +10,8 @@ EXAMPLES = [
     "주식 시장에서 한 투자자가 주식을 매수한다.",
 ]
 
+LOCAL = {"dataset_path", "output_dir", "output_prefix", "trust_remote_code"}  # of this machine, not of the recipe
+
 TRANSFORMERS_USAGE = """### Usage with Transformers alone
 
 Run the encoder, then average its token embeddings over the attention mask; the result is the same as above.
@@ -83,9 +85,11 @@ def write_model_card(model: SentenceTransformer, facts: dict, path: Path) -> Non
         facts: what training_arguments.json holds, the test figures included.
         path: README.md of the model directory.
     """
+    if not model.model_card_data.model_id:  # no --hub_model_id
+        model.model_card_data.set_model_id(path.parent.name)
     model._create_model_card(str(path.parent))
     card = path.read_text(encoding="utf-8")
-    name = model.model_card_data.model_id or "sentence_transformers_model_id"
+    name = model.model_card_data.model_id
     usage = TRANSFORMERS_USAGE.format(model=name, max_length=model.max_seq_length, examples=EXAMPLES)
     card = _replace(card, "<!--\n### Direct Usage (Transformers)", "-->\n", usage)
     card = _insert_before(card, "## Training Details", _results(facts) + "\n" + _recipe(facts))
@@ -124,7 +128,8 @@ def _results(facts: dict) -> str:
 def _recipe(facts: dict) -> str:
     arguments = {**facts["arguments"], "script": facts["script"], "seed": facts["seed"]}
     rows = ["## Recipe", "", "| what | value |", "|:--|:--|"]
-    rows += [f"| {name} | {value} |" for name, value in arguments.items() if value is not None]
+    arguments["model_name_or_path"] = facts["arguments"]["model_name_or_path"].rstrip("/").rsplit("/", 2)[-1]
+    rows += [f"| {name} | {value} |" for name, value in arguments.items() if value is not None and name not in LOCAL]
     libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
     return "\n".join([*rows, f"| libraries | {libraries} |", "", ""])
 

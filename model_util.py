@@ -100,23 +100,27 @@ def check_tokenizer(model: SentenceTransformer, name: str) -> None:
 
 
 def check_hub(name: str) -> None:
-    """Raise InputError within seconds when `name` is not cached and the hub does not answer.
-
-    The hub client itself retries for over a minute before it gives up.
-    """
+    """Raise InputError within seconds when `name` is not cached and the hub does not answer; the client retries on."""
     files = ("config.json", "modules.json")
     if any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
         return
-    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
-    proxied = any(key.lower() in ("https_proxy", "all_proxy") for key in os.environ)
-    try:
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("HF_HUB_OFFLINE is set")
-        if not proxied:  # behind a proxy only the client itself can reach the hub
-            port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-            socket.create_connection((endpoint.hostname, port), timeout=HUB_TIMEOUT_SECONDS).close()
-    except OSError as error:
+    if (reason := hub_unreachable()) is not None:
         raise InputError(
-            f"{name}: not cached, and {endpoint.hostname} cannot be reached ({error}); "
+            f"{name}: not cached, and the hub cannot be reached ({reason}); "
             "give a local directory with --model_name_or_path, or run ./bin/demo.sh, which needs no hub"
-        ) from error
+        )
+
+
+def hub_unreachable() -> str | None:
+    """Return why the model hub cannot be reached, or None; answers within HUB_TIMEOUT_SECONDS."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if any(key.lower() in ("https_proxy", "all_proxy") for key in os.environ):
+        return None  # behind a proxy only the hub client itself can tell
+    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        socket.create_connection((endpoint.hostname, port), timeout=HUB_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return f"{endpoint.hostname}: {error.strerror or error}"
+    return None

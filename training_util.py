@@ -18,7 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from cli_util import InputError
 from data_util import load_kor_sts
 from model_card import prepare_model_card
-from model_util import load_model
+from model_util import hub_unreachable, load_model
 
 SIMILARITIES = ["cosine", "euclidean", "manhattan", "dot"]
 # set by the recipe; the value says which flag to use instead
@@ -121,7 +121,13 @@ def parse_recipe(
         "load_best_model_at_end": "True",
         "metric_for_best_model": "eval_sts-dev_spearman_cosine",
         "greater_is_better": "True",
+        "hub_strategy": "end",
     }
+    if any(flag.startswith("--push_to_hub") for flag in rest):
+        if not any(flag.startswith("--hub_model_id") for flag in rest):
+            raise InputError("--push_to_hub: name the repository with --hub_model_id OWNER/MODEL")
+        if (reason := hub_unreachable()) is not None:
+            raise InputError(f"--push_to_hub: the hub cannot be reached ({reason}); train without it and push later")
     if not torch.accelerator.is_available():  # else accelerate starts no process group without a GPU
         recipe["use_cpu"] = True
     flags = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
