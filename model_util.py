@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from cli_util import InputError
 from deberta_attention import use_fast_attention
+from onednn_linear import use_onednn_linear
 
 HUB_TIMEOUT_SECONDS = 5.0
 
@@ -34,7 +35,8 @@ def load_model(
         device: torch device; None takes the accelerator where there is one.
         dtype: dtype of the weights whatever the checkpoint's own; transformers 5 would keep a float16 checkpoint
             in float16, which trains badly and is 12 times slower on a CPU.
-        fast_attention: switch DebertaV2 encoders to the exact fast attention of deberta_attention.py.
+        fast_attention: switch DebertaV2 encoders to the exact fast attention of deberta_attention.py, and large
+            linear layers to oneDNN on processors where that is faster; the same numbers to rounding.
         max_seq_length: tokens a sentence is truncated to; None keeps the model's own.
         trust_remote_code: run Python code from the model repository; off unless the user asks.
 
@@ -62,6 +64,7 @@ def load_model(
         )
         if fast_attention:
             use_fast_attention(model)
+            use_onednn_linear(model)
     except (torch.OutOfMemoryError, InputError):
         raise
     except Exception as error:  # every library raises its own type for a broken model

@@ -38,7 +38,12 @@ def main() -> None:
     parser.add_argument("--nli_mini_batch_size", type=positive(int), help="triplets in memory at once: same result")
     # AdamW, one per objective: no decay on biases and LayerNorm; warm-up over 10% of the rounds
     args, training_args = parse_recipe(
-        parser, optim="adamw_torch", weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_steps=0.1
+        parser,
+        optim="adamw_torch_fused",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
     )
 
     # 2. Data: triplets from every KorNLI train file, and KorSTS pairs with their gold score / 5

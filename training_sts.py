@@ -29,7 +29,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=positive(int), default=8, help="pairs a step (%(default)s)")
     # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
     args, training_args = parse_recipe(
-        parser, optim="adamw_torch", weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_steps=0.1
+        parser,
+        optim="adamw_torch_fused",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
     )
 
     # 2. Data: KorSTS pairs with their gold score / 5

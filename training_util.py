@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
 from cli_util import InputError
+from cpu_memory import keep_freed_memory
 from data_util import load_kor_sts
 from model_card import prepare_model_card
 from model_util import hub_unreachable, load_model
@@ -153,6 +154,8 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
     Raises:
         InputError: it cannot be loaded, or has fewer dimensions than --matryoshka_dims.
     """
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     model = load_model(
         args.model_name_or_path,
         dtype=getattr(torch, args.dtype),

@@ -1,0 +1,72 @@
+"""Linear layers through oneDNN where torch's own float32 product leaves the CPU's AVX-512 units unused.
+
+torch multiplies float32 matrices with MKL, which takes its AVX2 kernels on processors not made by Intel. oneDNN, which
+torch ships for other purposes, takes AVX-512 wherever the processor has it. Both sum in float32, in another order:
+the results agree to rounding.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+MIN_WEIGHTS = 384 * 384  # below this a call costs more than its product saves
+
+
+def use_onednn_linear(model: nn.Module) -> int:
+    """Run `model`'s large nn.Linear layers through oneDNN, in place, where that is faster; the number switched.
+
+    0 where it is not: a processor by Intel or without AVX-512, or a torch without oneDNN's linear. Parameters, names
+    and state dict stay. Only float32 on the CPU goes through oneDNN; anything else, autocast, and torch.compile or
+    export take the library's way at each call.
+    """
+    if not _worthwhile():
+        return 0
+    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
+    for layer in layers:
+        layer.__class__ = OneDnnLinear
+    return len(layers)
+
+
+def _worthwhile() -> bool:
+    """Whether this processor has AVX-512 that MKL does not use, and this torch has the operator."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+
+
+class OneDnnLinear(nn.Linear):
+    """nn.Linear whose float32 products on the CPU are oneDNN's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        tensors = (input, self.weight) if self.bias is None else (input, self.weight, self.bias)
+        plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        graph = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        if not plain or graph or torch.is_autocast_enabled("cpu") or input.numel() == 0:
+            return super().forward(input)
+        output = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return output.view(*input.shape[:-1], self.out_features)
+
+
+class _Product(torch.autograd.Function):
+    """a @ b.T + bias for a [m, k], b [n, k], bias [n] or None."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        need_a, need_b, need_bias = ctx.needs_input_grad
+        return (
+            _Product.apply(grad, b.t(), None) if need_a else None,
+            _Product.apply(grad.t(), a.t(), None) if need_b else None,
+            grad.sum(0) if need_bias else None,
+        )
