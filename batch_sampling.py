@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from itertools import accumulate, count
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from sentence_transformers.base.sampler import (
     DefaultBatchSampler,
@@ -70,12 +72,11 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
         """Number the distinct texts: an exact stand-in for hashes, three numbers a triplet."""
         if self._row_hashes is not None:
             return
-        numbers: dict[str, int] = {}
-        columns = [
-            [numbers.setdefault(text.strip().lower(), len(numbers)) for text in self.dataset[name]]
-            for name in self.dataset.column_names
-        ]
-        self._row_hashes = np.array(columns, dtype=np.int64).T
+        columns = self.dataset.with_format("arrow")[:].columns
+        texts = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+        texts = pc.utf8_lower(pc.utf8_trim_whitespace(texts)).dictionary_encode().unify_dictionaries()
+        numbers = np.concatenate([chunk.indices.to_numpy() for chunk in texts.chunks])
+        self._row_hashes = numbers.reshape(len(columns), -1).T
 
     def _one_pass(self, order: np.ndarray) -> Iterator[list[int] | None]:
         """Yield full batches along `order`, then None; `self.leftover` holds the rows that filled no batch."""

@@ -4,7 +4,7 @@
 setup_venv() {
     local python version stamp
     if [ ! -x .venv/bin/python ]; then
-        for python in python3.13 python3.12 python3.11 python3 ""; do
+        for python in python3 python3.13 python3.12 python3.11 ""; do
             [ -n "$python" ] || { echo "error: no Python 3.11 to 3.13 found; install one (Debian: apt install python3 python3-venv)" >&2; return 2; }
             version=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null) || continue
             case "$version" in 3.11 | 3.12 | 3.13) break ;; esac
