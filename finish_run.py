@@ -58,7 +58,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     if main:
         forget_after(run)
     trainer.args.eval_on_start = run.checkpoint is None
-    if run.checkpoint:
+    if run.checkpoint and main:
         print(f"resuming from {run.checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if control.signal is not None:

@@ -106,6 +106,8 @@ def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
             raise InputError(f"{path.parent}: this run is finished; start a new one without --resume")
         if changed:
             raise InputError(f"{path.parent}: cannot be resumed with another recipe: {changed}")
+        if old["libraries"] != facts["libraries"]:
+            print(f"{path.parent}: begun with other library versions; figures may differ from an unbroken run's")
         return Run(path.parent, old, newest_checkpoint(path.parent))
     raise InputError(f"{args.output_dir}: no unfinished run with these arguments; start one without --resume")
 
