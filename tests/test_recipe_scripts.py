@@ -3,48 +3,96 @@
 import csv
 import json
 import re
+from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 from recording import record
+
+
+def run_with_defaults(module, toy_base, toy_data, output):
+    return record(module, ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--logging_steps", 1], output)
 
 
 @pytest.fixture(scope="module")
 def nli_run(toy_base, toy_data, tmp_path_factory):
     import training_nli
 
-    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data]
-    return record(training_nli, flags, tmp_path_factory.mktemp("out"))
+    with mock.patch.object(training_nli, "load_kor_nli", wraps=training_nli.load_kor_nli) as load:
+        run = run_with_defaults(training_nli, toy_base, toy_data, tmp_path_factory.mktemp("out"))
+    assert load.call_args.kwargs == {"seed": 777}
+    return run
+
+
+@pytest.fixture(scope="module")
+def sts_run(toy_base, toy_data, tmp_path_factory):
+    import training_sts
+
+    return run_with_defaults(training_sts, toy_base, toy_data, tmp_path_factory.mktemp("out"))
 
 
 def test_nli_recipe_is_one_epoch_in_full_batches_of_64(nli_run):
     assert [len(step.texts) for step in nli_run.steps] == [64] * (600 // 64)
-    assert type(nli_run.trainer.loss["nli"]).__name__ == "MultipleNegativesRankingLoss"
+    loss = nli_run.trainer.loss["nli"]
+    assert type(loss).__name__ == "MultipleNegativesRankingLoss"
+    assert (loss.scale, loss.similarity_fct.__name__) == (20.0, "cos_sim")
 
 
-def test_nli_recipe_seed_777_and_warmup(nli_run):
-    assert nli_run.trainer.args.seed == 777
-    rates = [step.learning_rates[0] for step in nli_run.steps]
-    assert rates[0] == 0 and rates[1] == pytest.approx(2e-5)  # one warm-up step of nine
+def test_sts_recipe_is_five_epochs_in_batches_of_8(sts_run):
+    assert [len(step.texts) for step in sts_run.steps] == [8, 8, 8, 4] * 5
+    assert type(sts_run.trainer.loss["sts"]).__name__ == "CosineSimilarityLoss"
 
 
-def test_nli_output_directory_name(nli_run):
-    assert re.fullmatch(r"kor_nli_toy-base-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", nli_run.directory.name)
+@pytest.mark.parametrize("name", ["nli", "sts"])
+def test_single_recipes_share_seed_optimizer_schedule_and_clipping(name, request):
+    run = request.getfixturevalue(f"{name}_run")
+    assert {run.trainer.args.seed, run.trainer.batch_samplers[name].seed} == {777}
+
+    optimizer = run.trainer.objective_optimizer.optimizers[name]
+    assert type(optimizer) is torch.optim.AdamW
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
+    names = {id(parameter): name for name, parameter in run.trainer.model.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay == {n: 0.0 if n.endswith("bias") or "LayerNorm" in n else 0.01 for n in names.values()}
+
+    assert run.trainer.args.warmup_steps == 0.1  # 5% of nine steps would be one step too
+    total = len(run.steps)
+    warmup = -(-total // 10)
+    rates = [
+        2e-5 * (number / warmup if number < warmup else (total - number) / (total - warmup)) for number in range(total)
+    ]
+    assert np.allclose([step.learning_rates for step in run.steps], np.array(rates)[:, None], rtol=1e-9, atol=0)
+
+    norms = [row[f"{name}_grad_norm"] for row in run.trainer.state.log_history if "round" in row]
+    assert max(norms) > 1
+    assert [step.clipped_norm for step in run.steps] == pytest.approx(np.minimum(norms, 1), rel=1e-4)
 
 
-def test_sts_recipe_is_five_epochs_in_batches_of_8(toy_base, toy_data, tmp_path):
-    import training_sts
+@pytest.mark.parametrize("name", ["nli", "sts"])
+def test_single_recipes_evaluate_at_start_and_epoch_ends_and_keep_the_best(name, request):
+    run = request.getfixturevalue(f"{name}_run")
+    with (run.directory / "eval" / "similarity_evaluation_sts-dev_results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = len(run.steps)
+    assert [int(row["steps"]) for row in rows] == ([0, steps] if name == "nli" else list(range(0, steps + 1, 4)))
+    best = max(rows[1:], key=lambda row: float(row["cosine_spearman"]))
+    assert run.trainer.state.best_global_step == int(best["steps"])
 
-    run = record(training_sts, ["--model_name_or_path", toy_base, "--dataset_path", toy_data], tmp_path)
-    assert [len(step.texts) for step in run.steps] == [8, 8, 8, 4] * 5
-    assert run.trainer.args.seed == 777
-    assert type(run.trainer.loss["sts"]).__name__ == "CosineSimilarityLoss"
+
+def test_output_directory_names(nli_run, sts_run):
+    for run, prefix in ((nli_run, "kor_nli_"), (sts_run, "kor_sts_")):
+        assert re.fullmatch(prefix + r"toy-base-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run.directory.name)
 
 
 def test_max_rounds_ends_the_run_and_the_schedule_spans_them(toy_base, toy_data, tmp_path):
     import training_multi_task
 
     flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", 5, "--nli_batch_size", 32]
-    run = record(training_multi_task, flags, tmp_path)
+    with mock.patch.object(training_multi_task, "load_kor_nli", wraps=training_multi_task.load_kor_nli) as load:
+        run = record(training_multi_task, flags, tmp_path)
+    assert load.call_args.kwargs == {"seed": 42}
+    assert (run.trainer.batches.rounds, len(run.steps)) == (4, 10)  # an epoch is a pass over STS; NLI has 18 batches
     rates = [step.learning_rates[0] for step in run.steps if step.objective == "sts"]
     assert rates == pytest.approx([0, 2e-5, 2e-5 * 3 / 4, 2e-5 * 2 / 4, 2e-5 / 4])
 
