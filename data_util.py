@@ -23,6 +23,7 @@ from cli_util import InputError, run
 from tsv_util import raise_if_malformed, read_tsv, shorten
 
 logger = logging.getLogger(__name__)
+_told: set[Path] = set()  # files whose number of rows was warned of: once a process is enough
 
 KOR_STS_ROWS = {"sts-train.tsv": 5749, "sts-dev.tsv": 1500, "sts-test.tsv": 1379}
 # git blob ids in github.com/kakaobrain/kor-nlu-datasets at 0df0fe7d496eb61b092e022e238c2230b29f1cbc
@@ -71,7 +72,8 @@ def load_kor_sts(path: str | Path) -> Dataset:
     if not scores:
         raise InputError(f"{path}:1: no rows after the header; give a KorSTS file with sentence pairs")
     official = KOR_STS_ROWS.get(path.name, len(scores))
-    if len(scores) != official:
+    if len(scores) != official and path not in _told:
+        _told.add(path)
         logger.warning(
             f"{path} has {len(scores):,} rows, the official file {official:,}: scores on this copy are not comparable "
             "with the published table. Copies lose rows to readers that take quotes for quoting, or to de-duplication."

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_results import Record
 from huggingface_hub import try_to_load_from_cache
 
+from benchmark_results import Record
 from cli_util import InputError
 from model_util import load_model
 from onnx_runtime import OnnxEncoder

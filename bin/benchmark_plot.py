@@ -8,8 +8,8 @@ import matplotlib
 matplotlib.use("Agg")  # a file is all that is drawn, also where there is no display
 import matplotlib.pyplot as plt
 import numpy as np
-from benchmark_results import Record, label
 
+from benchmark_results import Record, label
 from scoring import FIGURES
 
 COLUMNS = 3

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from benchmark_results import Record, label
-from published import PUBLISHED_ROWS, PublishedRow, find_published
 from scipy.stats import rankdata
 
+from benchmark_results import Record, label
 from data_util import BLOB_IDS
+from published import PUBLISHED_ROWS, PublishedRow, find_published
 from scoring import FIGURES
 
 REPRODUCED_WITHIN = 0.05  # points, i.e. correlations times 100

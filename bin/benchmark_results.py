@@ -15,9 +15,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import bootstrap
 import numpy as np
 
+import bootstrap
 from cli_util import InputError
 from scoring import FIGURES
 

@@ -29,7 +29,8 @@ echo "== 4/5 export to ONNX"
 python bin/export_onnx.py --model_name_or_path "$run" --output_dir "$demo/onnx" --quantize --sts_dataset_path sample/KorSTS
 
 echo "== 5/5 search with the exported graph"
-python bin/search.py --onnx "$demo"/onnx/*sample-base*[0-9].onnx "은행에서 대출을 상환하는 고객이 있다." --top_k 3
+graph=$(ls "$demo"/onnx/*.onnx | grep -v -- -int8)
+python bin/search.py --onnx "$graph" "은행에서 대출을 상환하는 고객이 있다." --top_k 3
 
 python - "$run" "$demo" <<'PYTHON'
 import json, pathlib, sys

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx_runtime import OnnxEncoder
-from onnx_util import OUTPUTS, ExportError
-from scoring import FIGURES, check_gold, encode_pairs, encode_sorted, pair_similarities, score
 from sentence_transformers import SentenceTransformer
 
 from cli_util import InputError
 from data_util import load_kor_sts
+from onnx_runtime import OnnxEncoder
+from onnx_util import OUTPUTS, ExportError
+from scoring import FIGURES, check_gold, encode_pairs, encode_sorted, pair_similarities, score
 
 # largest absolute difference of any float32 embedding value from torch's
 FP32_TOLERANCE = 1e-4

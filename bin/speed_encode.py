@@ -25,7 +25,6 @@ from transformers import BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import speed_model as common
-
 from onnx_util import cpu_has_vnni, export_model, quantize_int8
 
 TOKENS = 20

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import speed_model as common
-
 from cli_util import InputError
 from cpu_memory import keep_freed_memory
 

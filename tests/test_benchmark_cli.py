@@ -6,10 +6,10 @@ import shutil
 
 import matplotlib.pyplot as plt
 import pytest
-from benchmark_script import run_benchmark
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
+from benchmark_script import run_benchmark
 from data_util import load_kor_sts
 from scoring import FIGURES
 

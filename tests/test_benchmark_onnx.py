@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from benchmark_script import run_benchmark
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer
 
+from benchmark_script import run_benchmark
 from cli_util import InputError
 from onnx_runtime import OnnxEncoder
 

@@ -6,11 +6,11 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_data_kor_nli import as_tuples, check_triplets, plain_partners
 
 import tsv_util
 from cli_util import InputError
 from data_util import LABELS, load_kor_nli, load_kor_sts
+from test_data_kor_nli import as_tuples, check_triplets, plain_partners
 
 TRICKY = [
     "\t",

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from test_data_kor_nli import as_tuples, check_triplets, plain_partners, read_plainly
 
 from data_util import load_kor_nli
+from test_data_kor_nli import as_tuples, check_triplets, plain_partners, read_plainly
 
 
 @pytest.fixture

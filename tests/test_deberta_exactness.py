@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from deberta_models import assert_same, library_model, output_and_gradients, padded_batch, relative_error, switched
 
+from deberta_models import assert_same, library_model, output_and_gradients, padded_batch, relative_error, switched
 from deberta_packing import layout_of
 
 POSITION_OPTIONS = [

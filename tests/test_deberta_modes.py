@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from deberta_models import BASE, assert_same, library_model, padded_batch, relative_error, switched
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, DebertaV2ForMaskedLM
 
 from deberta_attention import use_fast_attention
+from deberta_models import BASE, assert_same, library_model, padded_batch, relative_error, switched
 
 
 @pytest.mark.parametrize("autocast", [False, True])

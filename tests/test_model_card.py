@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+
 from recording import record
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from deberta_models import relative_error
 
 import onednn_linear
+from deberta_models import relative_error
 from onednn_linear import OneDnnLinear, use_onednn_linear
 
 needs_operator = pytest.mark.skipif(

@@ -12,9 +12,10 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from recording import record
 from scipy.stats import pearsonr, spearmanr
 from transformers import AutoModel, AutoTokenizer
+
+from recording import record
 
 ROUNDS, EPOCH_ROUNDS = 12, 4
 

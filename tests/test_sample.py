@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_base import build_base, read_training_texts, train_vocabulary
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, DebertaV2Model
 
+from build_base import build_base, read_training_texts, train_vocabulary
 from cli_util import InputError
 from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 
