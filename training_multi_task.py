@@ -12,8 +12,6 @@ A round is one step of MultipleNegativesRankingLoss on 128 KorNLI triplets, then
     python training_multi_task.py --resume                               # the newest unfinished run
 """
 
-from pathlib import Path
-
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     CosineSimilarityLoss,
@@ -22,11 +20,18 @@ from sentence_transformers.sentence_transformer.losses import (
 
 from batch_sampling import ShuffledBatchSampler, TripletBatchSampler
 from cli_util import run
-from data_download import ensure_kor_nlu_datasets
 from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from finish_run import train_and_score
 from multi_task_trainer import MultiTaskTrainer
-from training_util import kor_sts_evaluators, load_base, parse_recipe, positive, recipe_parser, with_matryoshka
+from training_util import (
+    kor_nlu_datasets,
+    kor_sts_evaluators,
+    load_base,
+    parse_recipe,
+    positive,
+    recipe_parser,
+    with_matryoshka,
+)
 
 
 def main() -> None:
@@ -47,9 +52,7 @@ def main() -> None:
     )
 
     # 2. Data: triplets from every KorNLI train file, and KorSTS pairs with their gold score / 5
-    root = Path(args.dataset_path)
-    with training_args.main_process_first():
-        ensure_kor_nlu_datasets(root)
+    root = kor_nlu_datasets(args, training_args)
     nli = load_kor_nli(find_kor_nli_train_files(root), seed=args.seed)
     sts = load_kor_sts(root / "KorSTS" / "sts-train.tsv")
     dev, test = kor_sts_evaluators(root, args)

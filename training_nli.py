@@ -10,8 +10,6 @@ One epoch of MultipleNegativesRankingLoss in batches of 64 triplets without dupl
     python training_nli.py --resume                                      # the newest unfinished run
 """
 
-from pathlib import Path
-
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
@@ -19,11 +17,18 @@ from sentence_transformers.sentence_transformer.losses import (
 
 from batch_sampling import TripletBatchSampler
 from cli_util import run
-from data_download import ensure_kor_nlu_datasets
 from data_util import find_kor_nli_train_files, load_kor_nli
 from finish_run import train_and_score
 from multi_task_trainer import MultiTaskTrainer
-from training_util import kor_sts_evaluators, load_base, parse_recipe, positive, recipe_parser, with_matryoshka
+from training_util import (
+    kor_nlu_datasets,
+    kor_sts_evaluators,
+    load_base,
+    parse_recipe,
+    positive,
+    recipe_parser,
+    with_matryoshka,
+)
 
 
 def main() -> None:
@@ -43,9 +48,7 @@ def main() -> None:
     )
 
     # 2. Data: triplets from every KorNLI train file
-    root = Path(args.dataset_path)
-    with training_args.main_process_first():
-        ensure_kor_nlu_datasets(root)
+    root = kor_nlu_datasets(args, training_args)
     nli = load_kor_nli(find_kor_nli_train_files(root), seed=args.seed)
     dev, test = kor_sts_evaluators(root, args)
 

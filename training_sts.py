@@ -9,17 +9,22 @@ Five epochs of CosineSimilarityLoss in shuffled batches of 8 pairs, gold score /
     python training_sts.py --resume                                      # the newest unfinished run
 """
 
-from pathlib import Path
-
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 
 from batch_sampling import ShuffledBatchSampler
 from cli_util import run
-from data_download import ensure_kor_nlu_datasets
 from data_util import load_kor_sts
 from finish_run import train_and_score
 from multi_task_trainer import MultiTaskTrainer
-from training_util import kor_sts_evaluators, load_base, parse_recipe, positive, recipe_parser, with_matryoshka
+from training_util import (
+    kor_nlu_datasets,
+    kor_sts_evaluators,
+    load_base,
+    parse_recipe,
+    positive,
+    recipe_parser,
+    with_matryoshka,
+)
 
 
 def main() -> None:
@@ -38,9 +43,7 @@ def main() -> None:
     )
 
     # 2. Data: KorSTS pairs with their gold score / 5
-    root = Path(args.dataset_path)
-    with training_args.main_process_first():
-        ensure_kor_nlu_datasets(root)
+    root = kor_nlu_datasets(args, training_args)
     sts = load_kor_sts(root / "KorSTS" / "sts-train.tsv")
     dev, test = kor_sts_evaluators(root, args)
 

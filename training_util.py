@@ -17,6 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from cli_util import InputError
 from cpu_memory import keep_freed_memory
+from data_download import ensure_kor_nlu_datasets
 from data_util import load_kor_sts
 from model_card import prepare_model_card
 from model_util import hub_unreachable, load_model
@@ -146,6 +147,14 @@ def parse_recipe(
         raise InputError(f"unknown flag {unknown[0]}; {Path(sys.argv[0]).name} --help lists the flags")
     training_args._n_gpu = min(training_args.n_gpu, 1)  # several GPUs: torchrun; DataParallel would change the batches
     return args, training_args
+
+
+def kor_nlu_datasets(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Path:
+    """Return the directory of KorNLI/ and KorSTS/; one process fetches it where it does not exist."""
+    root = Path(args.dataset_path)
+    with training_args.main_process_first():
+        ensure_kor_nlu_datasets(root)
+    return root
 
 
 def load_base(args: argparse.Namespace) -> SentenceTransformer:
