@@ -26,6 +26,7 @@ from benchmark_results import FORMATS, Record, add_bootstrap, label, read_result
 from cli_util import INPUT_ERROR_STATUS, InputError, check_writable, run
 from data_download import ensure_kor_nlu_datasets
 from data_util import git_blob_id, load_kor_sts
+from published import PUBLISHED_ROWS
 from scoring import PRECISIONS, check_gold
 
 DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
@@ -60,6 +61,13 @@ def parse_args() -> argparse.Namespace:
     add("--output", type=Path, nargs="+", default=[], metavar="FILE", help="save: .json, .csv (default: none)")
     add(
         "--results", type=Path, nargs="+", default=[], metavar="FILE", help="print saved results again (default: none)"
+    )
+    rows = [row.hub_name for row in PUBLISHED_ROWS]
+    add(
+        "--reproduces",
+        choices=rows,
+        metavar="NAME",
+        help="hub name of the published row that a model of yours is to reach",
     )
     add("--no_published", action="store_true", help="no published rows (default: off)")
     args = parser.parse_args()
@@ -103,7 +111,7 @@ def main() -> int:
     # 1. saved results need no model
     if args.results:
         records = read_results(args.results)
-        print(report(records, not args.no_published))
+        print(report(records, not args.no_published, args.reproduces))
         return save(args.output, records)
 
     # 2. the pairs and their gold scores (0..1)
@@ -138,7 +146,7 @@ def main() -> int:
         add_bootstrap(records, similarities, data["score"], args.bootstrap, args.seed)
 
     # 5. the report
-    print(report(records, not args.no_published))
+    print(report(records, not args.no_published, args.reproduces))
     for record, values in scored if args.errors else []:
         table = errors_table(args.errors, values[0], data["score"], data["sentence1"], data["sentence2"])
         print(f"\nPairs that {label(record)} ranks most wrongly by cosine:\n\n{table}")

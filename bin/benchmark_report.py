@@ -35,7 +35,7 @@ def results_table(records: list[Record], published: Sequence[PublishedRow]) -> s
     )
 
 
-def report(records: list[Record], with_published: bool = True) -> str:
+def report(records: list[Record], with_published: bool = True, reproduces: str | None = None) -> str:
     """Print-ready Markdown of everything the records hold: table, verdicts, intervals, paired differences."""
     first, scored = records[0], [record for record in records if not record["error"]]
     is_official = first["blob_id"] == BLOB_IDS["KorSTS/sts-test.tsv"]
@@ -50,17 +50,17 @@ def report(records: list[Record], with_published: bool = True) -> str:
         notes.append(noise)
     parts.append(" ".join(notes))
     if is_official:
-        parts += verdicts(scored)
+        parts += verdicts(scored, reproduces)
     if intervals := [record for record in scored if record.get("resamples")]:
         parts += bootstrap_report(intervals, published)
     return "\n\n".join(parts)
 
 
-def verdicts(records: list[Record]) -> list[str]:
-    """Compare every full-size float32 record of a published model with its published row."""
+def verdicts(records: list[Record], reproduces: str | None = None) -> list[str]:
+    """Compare every full-size float32 record with its published row; `reproduces` names the row of those without."""
     rows, lines = [], []
     for record in records:
-        row = find_published(record["model"])
+        row = find_published(record["model"]) or find_published(reproduces or "")
         if row is None or record["dimensions"] or record["precision"] != "float32":
             continue
         # of the figures as shown, so that a reader can check it
@@ -70,7 +70,7 @@ def verdicts(records: list[Record]) -> list[str]:
         verdict = "reproduced: all eight" if count == len(FIGURES) else f"NOT reproduced: {count} of eight"
         worst = max(map(abs, differences))
         lines.append(
-            f"- {label(record)}: {verdict} figures within {REPRODUCED_WITHIN} of the published row ({row.source}); "
+            f"- {label(record)}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row ({row.source}); "
             f"largest difference {worst:.2f}"
         )
     if not rows:

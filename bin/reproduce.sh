@@ -31,7 +31,7 @@ run=$(newest)
 
 # 2. Score it beside the published model, which is downloaded, and say whether the published row is reached
 python bin/benchmark.py --model_name_or_path "$run" upskyy/kf-deberta-multitask \
-    --bootstrap 1000 --output "$output/results.json"
+    --reproduces upskyy/kf-deberta-multitask --bootstrap 1000 --output "$output/results.json"
 
 # 3. Export
 python bin/export_onnx.py --model_name_or_path "$run" --output_dir "$output/onnx" --quantize

@@ -78,6 +78,13 @@ def test_verdict_on_a_published_model(offset, verdict):
     assert "reproduced" not in report([make_record("jhgan/ko-sroberta-nli", figures, dimensions=256)])
 
 
+def test_a_run_of_ones_own_gets_a_verdict_against_the_row_it_is_to_reach():
+    figures = [value + 0.04 for value in find_published("upskyy/kf-deberta-multitask").figures]
+    assert "reproduced" not in report([make_record("output/my-run", figures)])
+    text = report([make_record("output/my-run", figures)], reproduces="upskyy/kf-deberta-multitask")
+    assert "- output/my-run: reproduced: all eight figures within 0.05 of kf-deberta-multitask's published row" in text
+
+
 def test_small_lead_is_called_noise_and_a_large_one_is_not():
     close = [make_record("a", [86.25] * 8), make_record("b", [86.12] * 8)]
     assert "lead of a over b in cosine_spearman, 0.13, is close to noise: on 1,379 pairs" in noise_note(close, ())
