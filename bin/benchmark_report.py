@@ -70,8 +70,8 @@ def verdicts(records: list[Record], reproduces: str | None = None) -> list[str]:
         verdict = "reproduced: all eight" if count == len(FIGURES) else f"NOT reproduced: {count} of eight"
         worst = max(map(abs, differences))
         lines.append(
-            f"- {label(record)}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row ({row.source}); "
-            f"largest difference {worst:.2f}"
+            f"- {label(record)}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
+            f"({row.source}); largest difference {worst:.2f}"
         )
     if not rows:
         return []
