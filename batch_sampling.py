@@ -62,7 +62,7 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
             )
         super().__init__(dataset, batch_size=batch_size, drop_last=True, seed=seed, precompute_hashes=True)
         self._build_hashes()
-        if next(self._one_pass(np.arange(len(dataset)))) is None:
+        if next(self._one_pass(np.arange(len(dataset))), None) is None:
             raise InputError(
                 f"KorNLI has too few different texts for a batch of {batch_size} without duplicates; "
                 "lower the NLI batch size"
@@ -78,8 +78,8 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
         numbers = np.concatenate([chunk.indices.to_numpy() for chunk in texts.chunks])
         self._row_hashes = numbers.reshape(len(columns), -1).T
 
-    def _one_pass(self, order: np.ndarray) -> Iterator[list[int] | None]:
-        """Yield full batches along `order`, then None; `self.leftover` holds the rows that filled no batch."""
+    def _one_pass(self, order: np.ndarray) -> Iterator[list[int]]:
+        """Yield full batches along `order`; after the last `self.leftover` holds the rows that filled no batch."""
         pending = deque(order.tolist())
         while True:
             batch, texts, clashing = [], set(), []
@@ -94,7 +94,6 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
             pending.extendleft(reversed(clashing))
             if len(batch) < self.batch_size:
                 self.leftover = np.array(batch + list(pending), dtype=np.int64)
-                yield None
                 return
             yield batch
 
@@ -103,9 +102,7 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
         leftover = np.empty(0, dtype=np.int64)
         for number in count():
             order = np.random.default_rng((self.seed, number)).permutation(len(self.dataset))
-            for batch in self._one_pass(np.concatenate([leftover, order])):
-                if batch is not None:
-                    yield batch
+            yield from self._one_pass(np.concatenate([leftover, order]))
             leftover = np.unique(self.leftover)  # unique: a text too frequent for the batches must not pile up
 
 

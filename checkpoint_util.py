@@ -1,8 +1,9 @@
-"""Checkpoints that are either complete or not there, and the search for the run to resume."""
+"""Checkpoints that are either complete or not there, and the choice of the one to resume from."""
 
 import contextlib
 import json
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,15 @@ from safetensors import SafetensorError
 
 from cli_util import InputError
 
-MANIFEST = "checkpoint_files.json"  # file name -> size in bytes; what it does not match is not loaded
+MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
 UNFINISHED = "unfinished-checkpoint"
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own "disk full"
+
+
+def cannot_write(what: Path, run_dir: Path, error: Exception) -> InputError:
+    """Return the error that says what could not be written, why, and how the run goes on."""
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{what}: cannot be written ({reason}); free space, then go on with --resume {run_dir}")
 
 
 @contextlib.contextmanager
@@ -33,17 +41,22 @@ def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iter
         if accelerator.is_main_process:
             folder = parent / name
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-            sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-            (folder / MANIFEST).write_text(json.dumps(sizes, indent=1))
+            sums = {str(path.relative_to(folder)): _size_and_crc(path) for path in files}
+            (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
             folder.rename(run_dir / name)
             parent.rmdir()
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own "disk full"
+    except WRITE_ERRORS as error:
         shutil.rmtree(parent, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{run_dir / name}: cannot be written ({reason}); free space, then go on with --resume {run_dir}"
-        ) from error
+        raise cannot_write(run_dir / name, run_dir, error) from error
     accelerator.wait_for_everyone()
+
+
+def _size_and_crc(path: Path) -> list[int]:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
 
 
 def keep_newest_and_best(run_dir: Path, newest: str, best: str | None) -> None:
@@ -54,19 +67,24 @@ def keep_newest_and_best(run_dir: Path, newest: str, best: str | None) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Tell whether every file of a checkpoint is there in its full size."""
+    """Tell whether every file of a checkpoint is as it was written."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())
-        return bool(files) and all((checkpoint / name).stat().st_size == size for name, size in files.items())
+        return bool(files) and all(_size_and_crc(checkpoint / name) == sums for name, sums in files.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or None; cut-short ones are named and passed over."""
+    """Return the newest checkpoint that is complete, its best one too, or None; others are named and passed over."""
     found = sorted(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     for path in found:
         if is_complete(path):
-            return path
-        print(f"{path}: cut short, the one before it is used", flush=True)
+            best = json.loads((path / "trainer_state.json").read_text())["best_global_step"]
+            if not best or is_complete(run_dir / f"checkpoint-{best}"):
+                return path
+            print(f"{path}: the best checkpoint that it names, checkpoint-{best}, is damaged", flush=True)
+        else:
+            print(f"{path}: damaged or cut short, not used", flush=True)
+    print(f"{run_dir}: no usable checkpoint, the run starts anew", flush=True)
     return None

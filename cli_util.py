@@ -28,7 +28,8 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    print(f"error: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # all processes of torchrun meet the same error
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(INPUT_ERROR_STATUS)
 
 

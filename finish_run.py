@@ -1,6 +1,7 @@
 """Training with everything around it: baseline, resume, the best model reloaded and scored, what the run leaves."""
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import upload_folder
+from safetensors import SafetensorError
 from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 from transformers import ProgressCallback
 
+from checkpoint_util import cannot_write
 from cli_util import InputError
 from model_card import write_model_card
 from model_util import load_model
@@ -50,7 +53,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     rounds = trainer.get_train_dataloader().batch_sampler.rounds  # an epoch
     trainer.args.logging_steps = args.logging_steps * len(objectives)
     if args.max_rounds:
-        trainer.args.max_steps = args.max_rounds * len(objectives)
+        trainer.args.max_steps = min(args.max_rounds, rounds * args.num_epochs) * len(objectives)
     control = RecipeCallback(len(objectives), rounds, args.eval_steps, args.save_steps)
     trainer.add_callback(control)
     if trainer.pop_callback(ProgressCallback):  # not there with --disable_tqdm
@@ -68,9 +71,28 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     if not main:
         return
 
-    # 3. The best model, from disk
-    if trainer.state.best_metric is None:
+    # 3. The best model, reloaded and scored, and what the run leaves
+    if trainer.state.best_global_step is None:
         raise InputError(f"{run.directory}: no dev figure was a number; lower --learning_rate")
+    try:
+        finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(run.directory, run.directory, error) from error
+    if trainer.args.push_to_hub:
+        upload_folder(repo_id=trainer.hub_model_id, folder_path=run.directory, token=trainer.args.hub_token)
+    print_summary(run)
+
+
+def finish(
+    trainer: MultiTaskTrainer,
+    args: argparse.Namespace,
+    run: Run,
+    test_evaluator: SequentialEvaluator,
+    *,
+    steps_per_epoch: int,
+) -> None:
+    """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
+    # 1. The best model, from disk
     trainer.model.save_pretrained(str(run.directory), create_model_card=False)
     model = load_model(
         str(run.directory),
@@ -84,13 +106,13 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     for path in eval_dir.glob("*sts-test*.csv"):
         path.unlink()
     step = trainer.state.best_global_step
-    scores = test_evaluator(model, str(eval_dir), epoch=step / (rounds * len(objectives)), steps=step)
+    scores = test_evaluator(model, str(eval_dir), epoch=step / steps_per_epoch, steps=step)
     if any(value != value for value in scores.values()):
         raise InputError(f"{run.directory}: a test figure is not a number; lower --learning_rate")
 
-    # 4. What the run leaves
+    # 2. What the run leaves
     run.facts["test"] = _eight(scores, test_evaluator)
-    run.facts["best_round"] = step // len(objectives)
+    run.facts["best_round"] = step // len(trainer.batch_samplers)
     run.facts["best_dev_cosine_spearman"] = 100 * trainer.state.best_metric
     run.facts["status"] = "finished"
     dev = next(row for row in trainer.state.log_history if row["step"] == step and "eval_sequential_score" in row)
@@ -98,14 +120,13 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         figures = {key[5:]: value for key, value in dev.items() if key.startswith(f"eval_{part.name}_")}
         trainer.model.model_card_data.eval_results_dict[part] = figures
     write_model_card(trainer.model, run.facts, run.directory / "README.md")
+    objectives = list(trainer.batch_samplers)
     draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
     trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
     run.save()
     for checkpoint in run.directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    if trainer.args.push_to_hub:
-        upload_folder(repo_id=trainer.hub_model_id, folder_path=run.directory, token=trainer.args.hub_token)
-    print_summary(run)
+    (run.directory / ".lock").unlink()
 
 
 def print_summary(run: Run) -> None:
@@ -135,11 +156,14 @@ def _eight(scores: dict[str, float], evaluator: SequentialEvaluator) -> dict[str
 
 
 def _resume_command(run: Run) -> str:
-    words = [word for word in sys.argv[1:]]
+    words = sys.argv[1:]
     if "--resume" in words:
         at = words.index("--resume")
         del words[at : at + (2 if at + 1 < len(words) and not words[at + 1].startswith("--") else 1)]
-    return shlex.join(["python", sys.argv[0], *words, "--resume", str(run.directory)])
+    launcher = ["python"]
+    if processes := int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
+        launcher = ["torchrun", "--nproc_per_node", str(processes)]
+    return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(run.directory)])
 
 
 def _short(path: Path) -> str:

@@ -98,6 +98,8 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
             **kwargs: those of SentenceTransformerTrainer.
         """
         self.batch_samplers = batch_samplers
+        self.last_checkpoint: str | None = None  # the newest complete one
+        self._checkpoint_parent: Path | None = None  # where one is being written
         self.logged: dict[str, dict] = {name: {} for name in batch_samplers}
         super().__init__(**kwargs)
 
@@ -175,10 +177,11 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         number = self.state.global_step // len(self.batch_samplers)
         index = list(self.batch_samplers).index(objective)
         rows = self.batches.round_batches(number)[index]
-        good = self.last_checkpoint or "none yet"
+        first = [value for value in self.train_dataset[objective][rows[0]].values() if isinstance(value, str)]
         raise InputError(
-            f"non-finite {what} of objective {objective} in round {number}, rows {rows} of its data set; "
-            f"last good checkpoint: {good}; lower --learning_rate or look at these rows"
+            f"non-finite {what} of objective {objective} in round {number}, rows {rows} of its data set (from 0; the "
+            f"first: {' | '.join(first[:-1])[:80]}); last good checkpoint: {self.last_checkpoint or 'none yet'}; "
+            "lower --learning_rate or look at these rows"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -195,13 +198,8 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         super().log(logs, start_time)
 
     # 4. Checkpoints appear whole or not at all; the newest and the best are kept.
-    @property
-    def last_checkpoint(self) -> str | None:
-        """Path of the newest complete checkpoint of this run."""
-        return getattr(self, "_last_checkpoint", None)
-
     def _get_output_dir(self, trial=None) -> str:
-        return str(getattr(self, "_checkpoint_parent", self.args.output_dir))
+        return str(self._checkpoint_parent or self.args.output_dir)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial=None) -> None:
         run_dir = Path(self.args.output_dir)
@@ -211,14 +209,14 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                del self._checkpoint_parent
+                self._checkpoint_parent = None
             if self.state.best_global_step:
                 self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
             logged = self._pending_log()
             if self.args.should_save:
                 self.state.save_to_json(parent / name / "trainer_state.json")
                 (parent / name / PENDING_LOG).write_text(json.dumps(logged))
-        self._last_checkpoint = str(run_dir / name)
+        self.last_checkpoint = str(run_dir / name)
         if self.args.should_save:
             keep_newest_and_best(run_dir, name, self.state.best_model_checkpoint)
 
@@ -234,7 +232,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._last_checkpoint = checkpoint
+            self.last_checkpoint = checkpoint
             self.logged = json.loads((Path(checkpoint) / PENDING_LOG).read_text())
             for values in self.logged.values():
                 losses = values.get("losses", [])

@@ -1,5 +1,6 @@
 """When a run evaluates, saves, tells where it stands, and stops."""
 
+import os
 import signal
 import types
 
@@ -43,6 +44,8 @@ class RecipeCallback(TrainerCallback):
         """Take SIGINT and SIGTERM: the first asks for a checkpoint, a second one stops at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._take_signal)
+        if state.best_global_step:  # a resumed run may have been moved since
+            state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{state.best_global_step}"
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Give the signals back: what follows training is short."""
@@ -51,26 +54,31 @@ class RecipeCallback(TrainerCallback):
 
     def _take_signal(self, number: int, frame: types.FrameType | None) -> None:
         self.signal = number
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nfinishing the step, then a checkpoint; once more stops at once\n")  # print may be mid-call
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Decide after each step whether to evaluate, save or stop."""
         self._agree(args)
         if self.signal is not None:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+        if self._ends_epoch(state):
             return
         rounds, rest = divmod(state.global_step, self.objectives)
-        if rest or rounds % self.rounds_per_epoch == 0 or state.global_step >= state.max_steps:
-            return  # inside a round, or at an epoch's end
-        if rounds % self.rounds_per_epoch % self.eval_steps == 0:
+        if rest == 0 and rounds % self.rounds_per_epoch % self.eval_steps == 0:
             control.should_evaluate = control.should_save = True
-        elif self.save_steps and rounds % self.save_steps == 0:
+        elif self.signal is not None or (self.save_steps and rest == 0 and rounds % self.save_steps == 0):
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Leave out the evaluation that ends an epoch when a signal cut the epoch short."""
-        if self.signal is not None:
+        if self.signal is not None and not self._ends_epoch(state):
             control.should_evaluate = control.should_save = False
+
+    def _ends_epoch(self, state: TrainerState) -> bool:
+        steps = self.rounds_per_epoch * self.objectives
+        return state.global_step % steps == 0 or state.global_step >= state.max_steps
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **kwargs

@@ -4,6 +4,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import fcntl
 import json
 import platform
 import sys
@@ -22,7 +23,9 @@ LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "acce
 # a resumed run may change where it writes and how often, not what it computes
 NOT_RECIPE = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size"}
 TRAINING_RECIPE = ("optim", "weight_decay", "warmup_steps", "max_grad_norm", "lr_scheduler_type", "bf16")
-TRAINING_RECIPE += ("adam_beta1", "adam_beta2", "adam_epsilon")
+TRAINING_RECIPE += ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "learning_rate_mapping")
+TRAINING_RECIPE += ("optim_args", "prompts", "tf32", "gradient_checkpointing", "torch_compile")
+_locks: list = []  # open lock files: a lock lasts as long as its file is open
 
 
 @dataclasses.dataclass
@@ -47,7 +50,7 @@ def open_run(args: argparse.Namespace, training_args: SentenceTransformerTrainin
         InputError: not writable, nothing to resume, or another recipe than the one to resume.
     """
     arguments = {name: value for name, value in vars(args).items() if name != "resume"}
-    arguments |= {name: json.loads(json.dumps(getattr(training_args, name))) for name in TRAINING_RECIPE}
+    arguments |= {name: json.loads(json.dumps(getattr(training_args, name), default=str)) for name in TRAINING_RECIPE}
     arguments["processes"] = training_args.world_size
     libraries = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
     facts = {
@@ -82,6 +85,7 @@ def _new_run(args: argparse.Namespace, facts: dict) -> Run:
         except FileExistsError:  # another run of the same second
             time.sleep(0.2)
             continue
+        _lock(directory)
         run = Run(directory, facts)
         run.save()
         return run
@@ -89,7 +93,7 @@ def _new_run(args: argparse.Namespace, facts: dict) -> Run:
 
 def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
     if args.resume == "newest":
-        paths = sorted(Path(args.output_dir).resolve().glob(f"{args.output_prefix}*/{RUN_FILE}"), reverse=True)
+        paths = list(Path(args.output_dir).resolve().glob(f"{args.output_prefix}*/{RUN_FILE}"))
     else:
         paths = [Path(args.resume).resolve() / RUN_FILE]
         if not paths[0].is_file():
@@ -98,38 +102,56 @@ def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             changed = _changed_argument(old["arguments"], facts["arguments"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if args.resume == "newest":
+                continue
             raise InputError(f"{path}: not a readable run description; start a new run without --resume") from error
-        if args.resume == "newest" and (changed or old["status"] != "unfinished" or old["script"] != facts["script"]):
+        other = changed or old["status"] != "unfinished" or old["script"] != facts["script"]
+        if args.resume == "newest" and (other or not _lock(path.parent)):
             continue
         if old["status"] != "unfinished":
             raise InputError(f"{path.parent}: this run is finished; start a new one without --resume")
         if changed:
             raise InputError(f"{path.parent}: cannot be resumed with another recipe: {changed}")
+        if args.resume != "newest" and not _lock(path.parent):
+            raise InputError(f"{path.parent}: still running in another process; stop that first")
         if old["libraries"] != facts["libraries"]:
             print(f"{path.parent}: begun with other library versions; figures may differ from an unbroken run's")
         return Run(path.parent, old, newest_checkpoint(path.parent))
     raise InputError(f"{args.output_dir}: no unfinished run with these arguments; start one without --resume")
 
 
+def _lock(directory: Path) -> bool:
+    """Take the run for this process until it ends; False where another process has it."""
+    file = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _locks.append(file)
+    return True
+
+
 def _changed_argument(old: dict, new: dict) -> str | None:
     for name in sorted((old.keys() | new.keys()) - NOT_RECIPE):
         if old.get(name) != new.get(name):
+            if name == "processes":
+                return f"started with {old.get(name)} processes, now {new[name]}: torchrun --nproc_per_node sets them"
             return f"--{name} was {old.get(name)}, is {new.get(name)}"
     return None
 
 
 def forget_after(run: Run) -> None:
-    """Make the evaluation file and the state of a resumed run end at its checkpoint, and its paths valid."""
+    """Make the evaluation files of a resumed run end at its checkpoint; damaged rows go too."""
     step = int(run.checkpoint.name.rsplit("-", 1)[1]) if run.checkpoint else -1
     for path in (run.directory / "eval").glob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *(row for row in rows if int(row[1]) <= step)])
-    if run.checkpoint:
-        state_path = run.checkpoint / "trainer_state.json"
-        state = json.loads(state_path.read_text())
-        if state["best_global_step"]:  # the directory may have been moved since
-            state["best_model_checkpoint"] = str(run.directory / f"checkpoint-{state['best_global_step']}")
-            state_path.write_text(json.dumps(state, indent=2))
+            rows = list(csv.reader(file))
+        kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[1].isdigit() and int(row[1]) <= step]
+        temporary = path.with_suffix(".part")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([*rows[:1], *kept])
+        temporary.replace(path)
+        if not kept:  # the evaluator writes the header of a new file only
+            path.unlink()

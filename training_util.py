@@ -4,8 +4,12 @@ The recipes themselves, their numbers and losses, stand in the scripts.
 """
 
 import argparse
+import logging
+import math
 import shlex
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,17 +38,19 @@ RESERVED = {
     **dict.fromkeys(("eval_strategy", "eval_on_start", "eval_delay"), "--eval_steps"),
     **dict.fromkeys(("save_strategy", "save_total_limit", "save_only_model"), "--save_steps"),
     **dict.fromkeys(("batch_sampler", "multi_dataset_batch_sampler", "metric_for_best_model"), "nothing"),
-    "load_best_model_at_end": "nothing",
+    **dict.fromkeys(("load_best_model_at_end", "hub_strategy"), "nothing"),
+    **dict.fromkeys(("auto_find_batch_size", "fsdp", "deepspeed"), "torchrun and --nli_mini_batch_size"),
+    "warmup_ratio": "--warmup_steps with a number below 1",
     **dict.fromkeys(("logging_strategy", "logging_nan_inf_filter", "greater_is_better"), "nothing"),
 }
 
 
-def positive(kind: type) -> type:
+def positive(kind: type) -> Callable[[str], float]:
     """Return an argparse type for numbers above 0."""
 
     def convert(text: str) -> float:
-        if not (value := kind(text)) > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if not 0 < (value := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
         return value
 
     convert.__name__ = f"positive {kind.__name__}"  # argparse names the type in its error line
@@ -106,6 +112,8 @@ def parse_recipe(
     args, rest = parser.parse_known_args()
     for flag in rest:
         name = flag.removeprefix("--").split("=")[0].replace("-", "_")
+        if flag.startswith("--") and name in vars(args):
+            raise InputError(f"{flag}: write --{name}")
         if flag.startswith("--") and name in RESERVED:
             raise InputError(f"{flag}: the recipe sets this itself; use {RESERVED[name]}")
         if flag.startswith("--") and name in {"fp16", "fp16_full_eval"}:
@@ -143,6 +151,19 @@ def parse_recipe(
             callback()  # fails now, not after the data are loaded, where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"{shlex.join(rest)}: {' '.join(str(error).split())}") from error
+    if training_args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        raise InputError(
+            f"--lr_scheduler_type {training_args.lr_scheduler_type}: not a schedule over rounds; use linear"
+        )
+    for name, value in vars(args).items():
+        if name in ("batch_size", "nli_batch_size", "sts_batch_size") and value % training_args.world_size:
+            raise InputError(
+                f"--{name} {value} does not divide by {training_args.world_size} processes; "
+                "batch sizes are global: choose a multiple"
+            )
+    if training_args.process_index > 0:  # one process speaks for all
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     if unknown:
         raise InputError(f"unknown flag {unknown[0]}; {Path(sys.argv[0]).name} --help lists the flags")
     training_args._n_gpu = min(training_args.n_gpu, 1)  # several GPUs: torchrun; DataParallel would change the batches
@@ -196,6 +217,8 @@ def kor_sts_evaluators(root: Path, args: argparse.Namespace) -> tuple[Sequential
     evaluators = []
     for split in ("dev", "test"):
         data = load_kor_sts(root / "KorSTS" / f"sts-{split}.tsv")
+        if len(set(data["score"][:])) < 2:
+            raise InputError(f"{root}/KorSTS/sts-{split}.tsv: a correlation needs at least two different scores")
         parts = [
             EmbeddingSimilarityEvaluator(
                 data["sentence1"][:],
