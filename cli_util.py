@@ -1,5 +1,6 @@
 """One clear line and exit status 2 instead of a traceback, for every script of this repository."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,10 +18,14 @@ def run(main: Callable[[], int | None]) -> None:
 
     A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug.
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         sys.exit(main())
     except InputError as error:
         message = str(error)
+    except BrokenPipeError:  # the reader of our output, such as head, is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno is None:  # a library's own OSError, not the operating system's: keep its traceback
             raise

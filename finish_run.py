@@ -114,6 +114,9 @@ def finish(
     run.facts["test"] = _eight(scores, test_evaluator)
     run.facts["best_round"] = step // len(trainer.batch_samplers)
     run.facts["best_dev_cosine_spearman"] = 100 * trainer.state.best_metric
+    key = "eval_sts-dev_spearman_cosine"
+    run.facts["baseline_dev_cosine_spearman"] = 100 * next(r[key] for r in trainer.state.log_history if key in r)
+    run.facts["test_pairs"] = len(test_evaluator.evaluators[0].scores)
     run.facts["status"] = "finished"
     dev = next(row for row in trainer.state.log_history if row["step"] == step and "eval_sequential_score" in row)
     for part in trainer.evaluator.evaluators:  # the card would show the last evaluation, not the kept model's
@@ -136,12 +139,16 @@ def print_summary(run: Run) -> None:
     for name in test:
         print(f"  {name:<{max(map(len, test))}}  {baseline[name]:6.2f} -> {test[name]:6.2f}")
     sts = Path(run.facts["arguments"]["dataset_path"]) / "KorSTS"
+    if run.facts["best_dev_cosine_spearman"] <= run.facts["baseline_dev_cosine_spearman"]:
+        print(f"NOTE: no evaluation beat the untrained model on dev ({run.facts['baseline_dev_cosine_spearman']:.2f})")
     print(f"best on dev in round {run.facts['best_round']}: {run.facts['best_dev_cosine_spearman']:.2f}")
     print(f"model:     {run.directory}")
     model = ["--model_name_or_path", _short(run.directory)]
     benchmark = ["python", _short(REPOSITORY / "bin" / "benchmark.py"), *model, "--sts_dataset_path", str(sts)]
     print(f"benchmark: {shlex.join(benchmark)}")
-    print(f"export:    {shlex.join(['python', _short(REPOSITORY / 'bin' / 'export_onnx.py'), *model])}", flush=True)
+    export = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]
+    export += ["--output_dir", f"models/{run.directory.name}"]  # two models never share a tokenizer.json
+    print(f"export:    {shlex.join(export)}", flush=True)
 
 
 def _eight(scores: dict[str, float], evaluator: SequentialEvaluator) -> dict[str, float]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
+from data_util import KOR_STS_ROWS
+
 EXAMPLES = [
     "은행에서 예금을 만기로 인출하는 고객이 있다.",
     "만기가 된 정기예금을 찾으러 손님이 은행에 왔다.",
@@ -102,8 +104,10 @@ def write_model_card(model: SentenceTransformer, facts: dict, path: Path) -> Non
 
 def _results(facts: dict) -> str:
     names = [name for name in facts["test"] if not name[0].isdigit()]
+    pairs = facts["test_pairs"]
+    official = pairs == KOR_STS_ROWS["sts-test.tsv"]
     rows = [
-        "## KorSTS test, x100",
+        "## KorSTS test, x100" if official else f"## Test pairs ({pairs:,}, not the official KorSTS file), x100",
         "",
         "| model | " + " | ".join(names) + " |",
         "|:--|" + "--:|" * len(names),

@@ -186,9 +186,10 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log loss, learning rate and gradient norm under `<objective>_...` instead of one mixed figure."""
-        if "loss" in logs:
+        if "loss" in logs or "train_runtime" in logs:  # the last window of a run may be a shorter one
             logs = {key: value for key, value in logs.items() if key not in ("loss", "learning_rate", "grad_norm")}
-            logs["round"] = self.state.global_step // len(self.batch_samplers)
+            if any(values.get("losses") for values in self.logged.values()):
+                logs["round"] = self.state.global_step // len(self.batch_samplers)
             for objective, values in self.logged.items():
                 if losses := values.pop("losses", []):
                     mean = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")

@@ -17,7 +17,7 @@ class LossLines(ProgressCallback):
         """Print loss, learning rate and gradient norm of each objective."""
         if self.training_bar is None or "round" not in logs:
             return
-        names = [key.removesuffix("_loss") for key in logs if key.endswith("_loss")]
+        names = [key.removesuffix("_learning_rate") for key in logs if key.endswith("_learning_rate")]
         parts = [
             f"{name} loss {logs[f'{name}_loss']:.4f} lr {logs[f'{name}_learning_rate']:.2e} "
             f"grad {logs[f'{name}_grad_norm']:.3f}"
@@ -88,10 +88,12 @@ class RecipeCallback(TrainerCallback):
             score = metrics[args.metric_for_best_model]
             rounds = state.global_step // self.objectives
             total = state.max_steps // self.objectives
-            best = max(filter(None, (state.best_metric, score if rounds else None)), default=score)
+            best = "before training"
+            if rounds:
+                best = f"best so far {100 * max(score, -1 if state.best_metric is None else state.best_metric):.2f}"
             print(
                 f"\nround {rounds}/{total}, epoch {state.epoch:.2f}: "
-                f"KorSTS dev cosine Spearman {100 * score:.2f}, best so far {100 * best:.2f}",
+                f"KorSTS dev cosine Spearman {100 * score:.2f}, {best}",
                 flush=True,
             )
 

@@ -23,24 +23,18 @@ from cli_util import run
 from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from finish_run import train_and_score
 from multi_task_trainer import MultiTaskTrainer
-from training_util import (
-    kor_nlu_datasets,
-    kor_sts_evaluators,
-    load_base,
-    parse_recipe,
-    positive,
-    recipe_parser,
-    with_matryoshka,
-)
+from training_flags import parse_recipe, positive, recipe_parser
+from training_util import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
 
 
 def main() -> None:
     """Train by the published multi-task recipe; every number of it stands here or is a flag's default."""
     # 1. Flags. Epochs, seed and batch sizes: model card of upskyy/kf-deberta-multitask
     parser = recipe_parser(__doc__, num_epochs=10, default_seed=42, output_prefix="kor_multi_")
-    parser.add_argument("--nli_batch_size", type=positive(int), default=128, help="triplets a step (%(default)s)")
-    parser.add_argument("--sts_batch_size", type=positive(int), default=8, help="pairs a step (%(default)s)")
-    parser.add_argument("--nli_mini_batch_size", type=positive(int), help="triplets in memory at once: same result")
+    add = parser.add_argument
+    add("--nli_batch_size", metavar="N", type=positive(int), default=128, help="triplets a step (%(default)s)")
+    add("--sts_batch_size", metavar="N", type=positive(int), default=8, help="pairs a step (%(default)s)")
+    add("--nli_mini_batch_size", metavar="N", type=positive(int), help="triplets in memory at once")
     # AdamW, one per objective: no decay on biases and LayerNorm; warm-up over 10% of the rounds
     args, training_args = parse_recipe(
         parser,

@@ -20,23 +20,17 @@ from cli_util import run
 from data_util import find_kor_nli_train_files, load_kor_nli
 from finish_run import train_and_score
 from multi_task_trainer import MultiTaskTrainer
-from training_util import (
-    kor_nlu_datasets,
-    kor_sts_evaluators,
-    load_base,
-    parse_recipe,
-    positive,
-    recipe_parser,
-    with_matryoshka,
-)
+from training_flags import parse_recipe, positive, recipe_parser
+from training_util import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
 
 
 def main() -> None:
     """Train by the NLI recipe; every number of it stands here or is a flag's default."""
     # 1. Flags. Epochs, seed and batch size: training_nli.py of the original repository
     parser = recipe_parser(__doc__, num_epochs=1, default_seed=777, output_prefix="kor_nli_")
-    parser.add_argument("--batch_size", type=positive(int), default=64, help="triplets a step (%(default)s)")
-    parser.add_argument("--nli_mini_batch_size", type=positive(int), help="triplets in memory at once: same result")
+    add = parser.add_argument
+    add("--batch_size", metavar="N", type=positive(int), default=64, help="triplets a step (%(default)s)")
+    add("--nli_mini_batch_size", metavar="N", type=positive(int), help="triplets in memory at once")
     # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
     args, training_args = parse_recipe(
         parser,

@@ -16,22 +16,16 @@ from cli_util import run
 from data_util import load_kor_sts
 from finish_run import train_and_score
 from multi_task_trainer import MultiTaskTrainer
-from training_util import (
-    kor_nlu_datasets,
-    kor_sts_evaluators,
-    load_base,
-    parse_recipe,
-    positive,
-    recipe_parser,
-    with_matryoshka,
-)
+from training_flags import parse_recipe, positive, recipe_parser
+from training_util import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
 
 
 def main() -> None:
     """Train by the STS recipe; every number of it stands here or is a flag's default."""
     # 1. Flags. Epochs, seed and batch size: training_sts.py of the original repository
     parser = recipe_parser(__doc__, num_epochs=5, default_seed=777, output_prefix="kor_sts_")
-    parser.add_argument("--batch_size", type=positive(int), default=8, help="pairs a step (%(default)s)")
+    add = parser.add_argument
+    add("--batch_size", metavar="N", type=positive(int), default=8, help="pairs a step (%(default)s)")
     # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
     args, training_args = parse_recipe(
         parser,

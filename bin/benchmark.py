@@ -12,7 +12,6 @@ Exit status 2 when a model could not be scored; the results of the others are pr
 import argparse
 import datetime
 import importlib.metadata
-import logging
 import sys
 from pathlib import Path
 
@@ -106,7 +105,6 @@ def precisions(text: str) -> list[str]:
 def main() -> int:
     """Score, print, save; 0, or 2 when a row has no figures."""
     args = parse_args()
-    logging.basicConfig(format="%(levelname)s: %(message)s")
 
     # 1. saved results need no model
     if args.results:

@@ -10,12 +10,12 @@
 # 8 GB of disk for checkpoints. Smaller memory: --nli_mini_batch_size 32 (the same result).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-case "${1:-}" in -h | --help) sed -n '2,11p' bin/reproduce.sh && exit ;; esac
+case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' bin/reproduce.sh && exit ;; esac
 source bin/setup_venv.sh
 setup_venv requirements.txt
 
 output=output/reproduce
-newest() { ls -d "$output"/kor_multi_*/ 2>/dev/null | sort | tail -n 1; }
+newest() { (ls -d "$output"/kor_multi_*/ 2>/dev/null || true) | sort | tail -n 1; }
 status() { python -c 'import json, sys; print(json.load(open(sys.argv[1] + "training_arguments.json"))["status"])' "$1"; }
 
 # 1. Train; the data set is fetched and verified where it is absent
@@ -29,10 +29,10 @@ else
 fi
 run=$(newest)
 
-# 2. Score it beside the published model, which is downloaded, and say whether the published row is reached
+# 2. Export
+python bin/export_onnx.py --model_name_or_path "$run" --output_dir "$output/onnx" --quantize
+
+# 3. Score it beside the published model, which is downloaded, and say whether the published row is reached
 python bin/benchmark.py --model_name_or_path "$run" upskyy/kf-deberta-multitask \
     --reproduces upskyy/kf-deberta-multitask --bootstrap 1000 --output "$output/results.json"
-
-# 3. Export
-python bin/export_onnx.py --model_name_or_path "$run" --output_dir "$output/onnx" --quantize
 echo "== done: $run, $output/results.json, $output/onnx"

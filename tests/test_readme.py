@@ -53,7 +53,12 @@ def environment(place):
     (place / "stub").mkdir()
     (place / "stub" / "python").write_text('#!/bin/sh\necho "ran $*"\n')
     (place / "stub" / "python").chmod(0o755)
-    return os.environ | {"HF_HUB_CACHE": str(place / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return os.environ | {
+        "HF_HUB_CACHE": str(place / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": "any",
+    }
 
 
 def short(command: list[str]) -> list[str]:
@@ -113,6 +118,26 @@ def test_shell_commands_run(repo, place, environment):
         if command[0] not in SET_UP:
             result = subprocess.run(command, cwd=repo, env=stubbed, check=True, capture_output=True, text=True)
             assert "ran " in result.stdout
+
+
+def test_reproduce_sh_trains_exports_and_scores_then_skips_the_finished_training(repo, environment, tmp_path):
+    (tmp_path / "bin").symlink_to(repo / "bin")
+    for name in ("requirements.txt", "training_multi_task.py"):
+        (tmp_path / name).symlink_to(repo / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    run = "output/reproduce/kor_multi_x"
+    trains = f"case $1 in training*) mkdir -p {run}; touch {run}/training_arguments.json; esac"
+    python.write_text(f'#!/bin/sh\n{trains}\necho "ran $*"\n')
+    python.chmod(0o755)
+    script = [str(tmp_path / "bin" / "reproduce.sh"), "--bf16"]
+    first, second = (
+        subprocess.run(script, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    )
+    order = [first.index(text) for text in ("ran training_multi_task", "ran bin/export_onnx", "ran bin/benchmark")]
+    assert order == sorted(order) and "--bf16" in first and "--reproduces upskyy/kf-deberta-multitask" in first
+    assert "ran training" not in second and "is trained" in second
 
 
 def test_no_command_is_left_out(repo):
