@@ -1,9 +1,12 @@
 """One clear line and exit status 2 instead of a traceback, for every script of this repository."""
 
+import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 INPUT_ERROR_STATUS = 2
@@ -18,6 +21,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         sys.exit(main())
@@ -29,7 +33,9 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno is None:  # a library's own OSError, not the operating system's: keep its traceback
             raise
-        message = f"{error.filename or 'a file'}: {error.strerror}; free space or choose another directory"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+        remedy = "; free space or choose another directory" if full else ""
+        message = f"{error.filename or 'a file'}: {error.strerror}{remedy}"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -47,3 +53,14 @@ def check_writable(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{directory}: not writable ({error.strerror}); choose another directory") from error
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it when the block ends well and is gone otherwise."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

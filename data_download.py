@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +32,7 @@ def ensure_kor_nlu_datasets(path: str | Path) -> None:
     path = Path(path)
     if os.path.lexists(path):
         return
-    url = os.environ.get("KOR_NLU_DATASETS_URL", URL)
+    url = os.environ.get("KOR_NLU_DATASETS_URL") or URL
     by_hand = f"or put the data set's folders KorNLI/ and KorSTS/ into {path}"
     if shutil.which("git") is None:
         raise InputError(f"{path}: no data, and no git to clone {url}; install git, {by_hand}")
@@ -93,19 +91,16 @@ def _check_reachable(url: str, by_hand: str) -> None:
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "git gives no reason")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("fatal:", "error:"))]  # advice may follow them
+    return (errors or lines or ["git gives no reason"])[-1]
 
 
 @contextmanager
 def _temporary_directory(parent: Path) -> Iterator[Path]:
-    """Make a directory in `parent` (where a rename is atomic) that is gone afterwards, after SIGTERM as well."""
+    """Make a directory in `parent`, where a rename is atomic; gone afterwards, after SIGTERM in cli_util.run too."""
     directory = Path(tempfile.mkdtemp(prefix=".kor-nlu-datasets-", dir=parent))
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set signal handlers
-    if in_main_thread:
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield directory
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
         shutil.rmtree(directory, ignore_errors=True)

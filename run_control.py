@@ -3,6 +3,7 @@
 import os
 import signal
 import types
+from collections.abc import Callable
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -39,18 +40,19 @@ class RecipeCallback(TrainerCallback):
         self.eval_steps = eval_steps
         self.save_steps = save_steps
         self.signal: int | None = None
+        self.handlers: dict[int, Callable | int | None] = {}  # those before training
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Take SIGINT and SIGTERM: the first asks for a checkpoint, a second one stops at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._take_signal)
+            self.handlers[number] = signal.signal(number, self._take_signal)
         if state.best_global_step:  # a resumed run may have been moved since
             state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{state.best_global_step}"
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Give the signals back: what follows training is short."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def _take_signal(self, number: int, frame: types.FrameType | None) -> None:
         self.signal = number

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from checkpoint_util import newest_checkpoint
-from cli_util import InputError, check_writable
+from cli_util import InputError, check_writable, write_atomically
 
 RUN_FILE = "training_arguments.json"
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
@@ -38,9 +38,8 @@ class Run:
 
     def save(self) -> None:
         """Write the facts atomically."""
-        temporary = self.directory / f".{RUN_FILE}"
-        temporary.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(self.directory / RUN_FILE)
+        with write_atomically(self.directory / RUN_FILE) as path:
+            path.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def open_run(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Run:
@@ -149,9 +148,7 @@ def forget_after(run: Run) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[1].isdigit() and int(row[1]) <= step]
-        temporary = path.with_suffix(".part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([*rows[:1], *kept])
-        temporary.replace(path)
         if not kept:  # the evaluator writes the header of a new file only
             path.unlink()

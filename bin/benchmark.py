@@ -81,6 +81,8 @@ def parse_args() -> argparse.Namespace:
     for path, formats in [(path, FORMATS) for path in args.output] + [(args.plot, PLOT_FORMATS)]:
         if path is not None and path.suffix not in formats:
             raise InputError(f"{path}: the name must end with {' or '.join(formats)}")
+        if path is not None and path.is_dir():
+            raise InputError(f"{path}: a directory; name a file")
         if path is not None:
             check_writable(path.parent)
     return args
@@ -142,6 +144,7 @@ def main() -> int:
     # 4. intervals and paired differences
     if args.bootstrap:
         add_bootstrap(records, similarities, data["score"], args.bootstrap, args.seed)
+    status = save(args.output, records)
 
     # 5. the report
     print(report(records, not args.no_published, args.reproduces))
@@ -152,7 +155,7 @@ def main() -> int:
         from benchmark_plot import plot  # matplotlib only where it is asked for
 
         plot(args.plot, [record for record, _ in scored], [values[0] for _, values in scored], data["score"])
-    return save(args.output, records)
+    return status
 
 
 def save(paths: list[Path], records: list[Record]) -> int:

@@ -1,6 +1,5 @@
 """Cosine similarity against gold score as a figure, one panel a model."""
 
-import os
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmark_results import Record, label
+from cli_util import write_atomically
 from scoring import FIGURES
 
 COLUMNS = 3
@@ -44,7 +44,6 @@ def plot(path: Path, records: list[Record], cosines: list[np.ndarray], gold: np.
         axis.set_ylabel("cosine similarity")
         axis.legend(loc="upper left", fontsize=7)
     figure.tight_layout()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, dpi=150)
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
-    os.replace(temporary, path)

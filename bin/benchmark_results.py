@@ -11,14 +11,13 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import bootstrap
-from cli_util import InputError
+from cli_util import InputError, write_atomically
 from scoring import FIGURES
 
 Record = dict[str, Any]
@@ -47,9 +46,8 @@ def write_results(path: Path, records: list[Record]) -> None:
         content = text.getvalue()
     else:
         content = json.dumps(records, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    with write_atomically(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def read_results(paths: list[Path]) -> list[Record]:
@@ -96,6 +94,15 @@ def parse_cell(name: str, cell: str) -> str | float | int | None:
 def is_record(row: Record) -> bool:
     """Tell whether `row` has what a table needs: the REQUIRED fields, and finite figures or an error."""
     if any(name not in row for name in REQUIRED) or not row["model"] or not row["blob_id"]:
+        return False
+    texts = [row[name] for name in ("model", "precision", "data", "blob_id")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(row["rows"], int):
+        return False
+    needed = [f"{name}_{end}" for name in FIGURES for end in ("low", "high")] if row.get("resamples") else []
+    if row.get("compared_with"):
+        ends = ("difference", "difference_low", "difference_high", "p")
+        needed += [f"{name}_{end}" for name in FIGURES for end in ends]
+    if any(not isinstance(row.get(name), int | float) for name in needed):
         return False
     figures = [row.get(name) for name in FIGURES]
     return bool(row["error"]) or all(isinstance(value, int | float) and math.isfinite(value) for value in figures)

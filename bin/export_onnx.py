@@ -71,10 +71,11 @@ def check_output_dir(directory: Path, stem: str) -> None:
     own = {f"{stem}{suffix}.onnx" for suffix in onnx_readme.KINDS}
     others = sorted(path.name for path in directory.glob("*.onnx") if path.name not in own)
     if others:
-        raise InputError(f"{directory}: holds {others[0]}, which needs its own tokenizer.json; choose --output_dir")
+        other = f"{directory}: holds {others[0]}, which needs its own tokenizer.json"
+        raise InputError(f"{other}; give --output_dir {directory / stem}")
     readme = directory / "README.md"
     ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(onnx_readme.TITLE)
-    for path in (readme, directory / "tokenizer.json"):
+    for path in (readme, directory / "tokenizer.json", directory / "tokenizer_config.json"):
         if path.exists() and not ours:
             raise InputError(f"{path}: no export wrote it, and it would be overwritten; choose another --output_dir")
 
@@ -156,8 +157,9 @@ def main() -> int:
         path = output_dir / f"{stem}{suffix}.onnx"
         if suffix in suffixes:
             print(f"{path}: {onnx_check.file_bytes(path) / 1e6:.1f} MB")
-        elif path.exists():
-            print(f"warning: {path} is left from an earlier export")
+        elif path.exists():  # of an earlier export, with another tokenizer and length
+            path.unlink()
+            print(f"{path}: of an earlier export, removed")
     return 0
 
 

@@ -84,8 +84,10 @@ def _embeddings(path: Path, sentences: Sequence[str], shape: tuple[int, ...]) ->
     if names != OUTPUTS:
         raise ExportError(f"{path.name}: its outputs are {names} instead of {OUTPUTS}")
     for result in results:
-        if result.shape != shape or not np.isfinite(result).all():
-            raise ExportError(f"{path.name}: embeddings {result.shape} hold NaN or infinity, or are not {shape}")
+        if result.shape != shape:
+            raise ExportError(f"{path.name}: embeddings are {result.shape} instead of {shape}")
+        if not np.isfinite(result).all():
+            raise ExportError(f"{path.name}: embeddings hold NaN or infinity")
     return results
 
 

@@ -65,6 +65,8 @@ def check_modules(model: SentenceTransformer, name: str) -> None:
     if type(first) is not Transformer or not any(isinstance(module, Pooling) for module in others):
         kinds = ", ".join(type(module).__name__ for module in model)
         raise InputError(f"{name}: its modules are {kinds}; only a Transformer followed by a Pooling can be exported")
+    if model.truncate_dim is not None:
+        raise InputError(f"{name}: it truncates its embeddings to {model.truncate_dim} dimensions: not exported")
     for number, module in enumerate(others, start=1):
         if type(module) not in (Pooling, Dense, Normalize):
             raise InputError(

@@ -22,10 +22,12 @@ status() { python -c 'import json, sys; print(json.load(open(sys.argv[1] + "trai
 run=$(newest)
 if [ -z "$run" ]; then
     python training_multi_task.py --output_dir "$output" "$@"
-elif [ "$(status "$run")" = unfinished ]; then
-    python training_multi_task.py --output_dir "$output" "$@" --resume "$run"
 else
-    echo "== $run is trained; delete it to train again"
+    state=$(status "$run") || { echo "error: $run holds no readable run; delete it" >&2; exit 2; }
+    case "$state" in
+        finished) echo "== $run is trained; delete it to train again" ;;
+        *) python training_multi_task.py --output_dir "$output" "$@" --resume "$run" ;;
+    esac
 fi
 run=$(newest)
 

@@ -47,17 +47,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 file that hold text; InputError names what is wrong with it."""
+def lines_of(content: bytes, name: str) -> list[str]:
+    """Return the lines of UTF-8 text that hold something; InputError names `name` and the line that is wrong."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
+        lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from error
+        number = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{name}:{number}: not UTF-8; give UTF-8 text") from error
     if not any(lines):
-        raise InputError(f"{path}: no sentence in it; write one a line")
+        raise InputError(f"{name}: no sentence in it; write one a line")
     return [line for line in lines if line]
 
 
@@ -67,10 +65,14 @@ def main() -> None:
     args = parse_args()
     if args.top_k < 1:
         raise InputError(f"--top_k {args.top_k}: give 1 or more")
-    corpus = read_lines(args.corpus) if args.corpus else CORPUS
-    queries = args.query or (QUERIES if sys.stdin.isatty() else [line.strip() for line in sys.stdin if line.strip()])
+    corpus, queries = CORPUS, [query for query in args.query if query.strip()]
+    if args.corpus:
+        try:
+            corpus = lines_of(args.corpus.read_bytes(), str(args.corpus))
+        except OSError as error:
+            raise InputError(f"{args.corpus}: cannot be read ({error.strerror}); give a text file") from error
     if not queries:
-        raise InputError("no query: give some as arguments, or one a line on standard input")
+        queries = QUERIES if sys.stdin.isatty() else lines_of(sys.stdin.buffer.read(), "standard input")
 
     # 2. Embeddings, scaled to length 1 so that their products are cosines
     import numpy as np
@@ -84,7 +86,12 @@ def main() -> None:
 
         model = load_model(args.model_name_or_path, device=args.device, fast_attention=not args.no_fast_attention)
         embeddings = model.encode([*corpus, *queries])
-    embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or not lengths.all():
+        raise InputError(
+            f"{args.onnx or args.model_name_or_path}: embeddings that are zero or not finite; take another"
+        )
+    embeddings = embeddings / lengths
     scores = embeddings[len(corpus) :] @ embeddings[: len(corpus)].T
 
     # 3. The nearest sentences; equal scores in corpus order

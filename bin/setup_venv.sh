@@ -3,14 +3,14 @@
 
 setup_venv() {
     local python version stamp
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one that an interrupt left unfinished
         for python in python3 python3.13 python3.12 python3.11 ""; do
             [ -n "$python" ] || { echo "error: no Python 3.11 to 3.13 found; install one (Debian: apt install python3 python3-venv)" >&2; return 2; }
             version=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null) || continue
             case "$version" in 3.11 | 3.12 | 3.13) break ;; esac
         done
         echo "== making .venv with $python ($version)"
-        "$python" -m venv .venv || {
+        "$python" -m venv --clear .venv || {
             rm -rf .venv
             echo "error: $python cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2
             return 2

@@ -25,6 +25,7 @@ from statistics import median
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from cli_util import InputError
 from data_util import LABELS, load_kor_nli
 
 ROWS = {"snli_1.0_train.ko.tsv": 550_152, "multinli.train.ko.tsv": 392_702}
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the files in a temporary folder, measure both loaders and print a Markdown table."""
+    if args.repeats < 1 or not 1e-4 <= args.scale <= 10:
+        raise InputError(f"--repeats {args.repeats} --scale {args.scale}: give 1 or more, and 0.0001 to 10")
     with tempfile.TemporaryDirectory(prefix="kor-nli-") as folder:
         # 1. The corpus
         for seed, (name, rows) in enumerate(ROWS.items()):

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import functools
+import os
 import platform
 import sys
 import time
@@ -45,8 +46,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def check_positive(args: argparse.Namespace) -> None:
     """Raise InputError where a number that counts something is below 1."""
     for name, value in vars(args).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1 and name != "seed":
-            raise InputError(f"--{name} {value}: must be at least 1")
+        least = 6 if name == "vocab" else 1  # five special tokens and a word
+        if isinstance(value, int) and not isinstance(value, bool) and value < least and name != "seed":
+            raise InputError(f"--{name} {value}: must be at least {least}")
 
 
 def base_model(layers: int, vocab: int, seed: int) -> DebertaV2Model:
@@ -182,9 +184,10 @@ def _seconds(work: Callable, clock: Callable[[], float]) -> float:
 def machine(threads: int) -> str:
     """One line on processor, threads and versions."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []  # Linux only
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     unit = "CPU seconds" if threads == 1 else "wall-clock seconds"
-    processor = f"{names[0] if names else platform.processor()}, {len(names)} cores"
+    processor = f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
     packages = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, transformers))
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{processor}, {capability}, {threads} thread(s), {unit}; Python {platform.python_version()}, {packages}"

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
         seconds = common.interleave(steps, args.threads, objective)
         again = common.matmul_rates(args.threads)
         rates = {name: max(rate, again[name]) for name, rate in rates.items()}
-        peaks = {} if args.no_memory else {name: _peak_in_new_process(name, objective, args) for name in models}
+        measurable = not args.no_memory and Path("/proc/self/clear_refs").exists()  # Linux
+        peaks = {name: _peak_in_new_process(name, objective, args) for name in models} if measurable else {}
         # 3. The report
         masks = [[column["attention_mask"] for column in columns] for columns, _ in batches]
         flops = [sum(step_flops(mask, args.layers) for mask in columns) for columns in masks]

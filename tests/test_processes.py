@@ -58,7 +58,7 @@ def one_process(repo, still_base, toy_data, tmp_path_factory):
 def test_two_processes_follow_one(repo, still_base, toy_data, tmp_path, one_process):
     two = train(repo, still_base, toy_data, tmp_path, processes=2)
     assert_same(one_process, two)
-    assert two[2].count("before training") == 1  # only rank 0 prints
+    assert two[2].count("before training: KorSTS test") == 1  # only rank 0 prints
 
 
 def test_mini_batches_give_the_same_result(repo, still_base, toy_data, tmp_path, one_process):

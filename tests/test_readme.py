@@ -127,8 +127,8 @@ def test_reproduce_sh_trains_exports_and_scores_then_skips_the_finished_training
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     run = "output/reproduce/kor_multi_x"
-    trains = f"case $1 in training*) mkdir -p {run}; touch {run}/training_arguments.json; esac"
-    python.write_text(f'#!/bin/sh\n{trains}\necho "ran $*"\n')
+    trains = f"training*) mkdir -p {run}; touch {run}/training_arguments.json;; -c) echo finished; exit;;"
+    python.write_text(f'#!/bin/sh\ncase $1 in {trains} esac\necho "ran $*"\n')
     python.chmod(0o755)
     script = [str(tmp_path / "bin" / "reproduce.sh"), "--bf16"]
     first, second = (

@@ -44,7 +44,8 @@ def test_scores_and_order_equal_plain_transformers(run_script, toy_base, tmp_pat
         (["물음", "--corpus", "{missing}"], "cannot be read"),
         (["물음", "--corpus", "{binary}"], ":2: not UTF-8"),
         (["물음", "--corpus", "{empty}"], "no sentence in it"),
-        ([], "no query"),
+        ([], "standard input: no sentence in it"),
+        (["--model_name_or_path", "{binary}", "물음"], "not a model directory"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capsys, repo):
@@ -61,7 +62,7 @@ def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatc
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", ["search.py", *(flag.format(**paths) for flag in flags)])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(SystemExit) as stopped:
         run(module.main)
     (line,) = capsys.readouterr().err.splitlines()
