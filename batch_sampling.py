@@ -22,6 +22,14 @@ from torch.utils.data import ConcatDataset
 from cli_util import InputError
 
 
+def check_divides(name: str, batch_size: int, world_size: int) -> None:
+    """Raise InputError where the batch called `name` cannot be shared equally by `world_size` processes."""
+    if batch_size % world_size:
+        raise InputError(
+            f"{name} {batch_size} does not divide by {world_size} processes; batch sizes are global: choose a multiple"
+        )
+
+
 class ShuffledBatchSampler(DefaultBatchSampler):
     """Batches of row numbers in random order; every row once a pass, the last batch of a pass may be smaller."""
 
@@ -123,11 +131,7 @@ class AlternatingBatchSampler(MultiDatasetDefaultBatchSampler):
             InputError: a batch size that cannot be shared equally.
         """
         for sampler in batch_samplers:
-            if sampler.batch_size % world_size:
-                raise InputError(
-                    f"batch size {sampler.batch_size} does not divide by {world_size} processes; "
-                    "batch sizes are global: choose a multiple"
-                )
+            check_divides("batch size", sampler.batch_size, world_size)
         super().__init__(dataset, batch_samplers)
         self.batch_size = None  # the objectives have different ones
         self.rank, self.world_size = rank, world_size

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from cli_util import InputError
+from cli_util import InputError, one_line
 
 MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
 UNFINISHED = "unfinished-checkpoint"
@@ -19,8 +19,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors
 
 def cannot_write(what: Path, run_dir: Path, error: Exception) -> InputError:
     """Return the error that says what could not be written, why, and how the run goes on."""
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{what}: cannot be written ({reason}); free space, then go on with --resume {run_dir}")
+    return InputError(f"{what}: cannot be written ({one_line(error)}); free space, then go on with --resume {run_dir}")
 
 
 @contextlib.contextmanager

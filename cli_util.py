@@ -44,6 +44,11 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(INPUT_ERROR_STATUS)
 
 
+def one_line(error: Exception, length: int = 200) -> str:
+    """Return the message of `error` on one line of at most `length` characters."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
 def check_writable(directory: Path) -> None:
     """Create `directory` and raise InputError where no file can be written into it, before any long work starts."""
     try:

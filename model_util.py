@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 
-from cli_util import InputError
+from cli_util import InputError, one_line
 from deberta_attention import use_fast_attention
 from onednn_linear import use_onednn_linear
 
@@ -68,7 +68,7 @@ def load_model(
     except (torch.OutOfMemoryError, InputError):
         raise
     except Exception as error:  # every library raises its own type for a broken model
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise InputError(f"{name_or_path}: cannot be loaded as a sentence-embedding model ({reason})") from error
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise InputError(f"{name_or_path}: the weights hold NaN or infinite values; take another checkpoint")

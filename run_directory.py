@@ -105,15 +105,19 @@ def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
             if args.resume == "newest":
                 continue
             raise InputError(f"{path}: not a readable run description; start a new run without --resume") from error
-        other = changed or old["status"] != "unfinished" or old["script"] != facts["script"]
-        if args.resume == "newest" and (other or not _lock(path.parent)):
-            continue
+        problem = None
         if old["status"] != "unfinished":
-            raise InputError(f"{path.parent}: this run is finished; start a new one without --resume")
-        if changed:
-            raise InputError(f"{path.parent}: cannot be resumed with another recipe: {changed}")
-        if args.resume != "newest" and not _lock(path.parent):
-            raise InputError(f"{path.parent}: still running in another process; stop that first")
+            problem = "this run is finished; start a new one without --resume"
+        elif old["script"] != facts["script"]:
+            problem = f"this is a run of {old['script']}; resume it with that script"
+        elif changed:
+            problem = f"cannot be resumed with another recipe: {changed}"
+        elif not _lock(path.parent):
+            problem = "still running in another process; stop that first"
+        if problem and args.resume == "newest":
+            continue
+        if problem:
+            raise InputError(f"{path.parent}: {problem}")
         if old["libraries"] != facts["libraries"]:
             print(f"{path.parent}: begun with other library versions; figures may differ from an unbroken run's")
         return Run(path.parent, old, newest_checkpoint(path.parent))
@@ -148,7 +152,8 @@ def forget_after(run: Run) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[1].isdigit() and int(row[1]) <= step]
-        with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([*rows[:1], *kept])
         if not kept:  # the evaluator writes the header of a new file only
             path.unlink()
+            continue
+        with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([rows[0], *kept])

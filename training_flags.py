@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
-from cli_util import InputError
+from batch_sampling import check_divides
+from cli_util import InputError, one_line
 from model_util import hub_unreachable
 
 # set by the recipe; the value says which flag to use instead
@@ -197,15 +198,12 @@ def parse_recipe(
         for callback in get_reporting_integration_callbacks(training_args.report_to):
             callback()  # fails now, not after the data are loaded, where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"{shlex.join(rest)}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{shlex.join(rest)}: {one_line(error, 1000)}") from error
     if (schedule := training_args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy"):
         raise InputError(f"--lr_scheduler_type {schedule}: not a schedule over rounds; use linear")
     for name, value in vars(args).items():
-        if name in ("batch_size", "nli_batch_size", "sts_batch_size") and value % training_args.world_size:
-            raise InputError(
-                f"--{name} {value} does not divide by {training_args.world_size} processes; "
-                "batch sizes are global: choose a multiple"
-            )
+        if name in ("batch_size", "nli_batch_size", "sts_batch_size"):
+            check_divides(f"--{name}", value, training_args.world_size)
     if training_args.process_index > 0:  # one process speaks for all
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from cli_util import InputError
+from cli_util import InputError, one_line
 
 INPUTS = {"input_ids", "attention_mask"}
 OUTPUT = "sentence_embedding"
@@ -87,8 +87,3 @@ class OnnxEncoder:
         if not embeddings:
             return np.empty((0, self.dimension), dtype=np.float32)
         return np.stack(embeddings).astype(np.float32, copy=False)
-
-
-def one_line(error: Exception) -> str:
-    """The message of `error` on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cli_util import InputError
+from cli_util import InputError, one_line
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
@@ -116,7 +116,7 @@ def export_model(
                 verbose=False,
             )
     except Exception as error:  # the exporter raises a type of its own for each of its stages
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise ExportError(f"the model cannot be exported at opset {opset} ({reason})") from error
     # every node carries the stack trace of this machine's Python files
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)

@@ -125,7 +125,7 @@ def load_plainly(paths: list[Path], seed: int) -> list[tuple[str, str, str]]:
     return triplets
 
 
-def _memory_mib(field: str) -> float:
+def memory_mib(field: str) -> float:
     """Resident memory of this process: "VmRSS" now, "VmHWM" its peak; without /proc (macOS) the peak for both."""
     try:
         # Not ru_maxrss, which on Linux starts from the parent's memory.
@@ -138,11 +138,11 @@ def _memory_mib(field: str) -> float:
 def _measure(loader: str, folder: str) -> dict[str, float]:
     """Load the files of a folder once: seconds, peak resident memory and what of it loading added (MiB)."""
     paths = list(Path(folder).iterdir())
-    before = _memory_mib("VmRSS")
+    before = memory_mib("VmRSS")
     start = time.perf_counter()
     triplets = load_plainly(paths, 0) if loader == "plain" else load_kor_nli(paths, 0)
     seconds = time.perf_counter() - start
-    peak = _memory_mib("VmHWM")
+    peak = memory_mib("VmHWM")
     return {"seconds": seconds, "peak": peak, "added": peak - before, "triplets": len(triplets)}
 
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import speed_model as common
 from cli_util import InputError
 from cpu_memory import keep_freed_memory
+from speed_load import memory_mib
 
 BATCH = {"sts": 8, "nli": 128}
 AIM = {"sts": 2.2, "nli": 3.2}
@@ -147,16 +148,10 @@ def _peak_of_step(args: argparse.Namespace) -> float:
     model = common.variants_of(common.base_model(args.layers, args.vocab, args.seed).train())[args.variant]
     lengths, _ = common.sentence_lengths(args.child, args)
     (columns, scores), *_ = _batches(lengths, getattr(args, f"{args.child}_batch_size"), args)
-    before = _memory_mib("VmRSS")
+    before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     _loss(model, args.child, columns, scores).backward()
-    return _memory_mib("VmHWM") - before
-
-
-def _memory_mib(field: str) -> float:
-    """Resident memory of this process on Linux: "VmRSS" now, "VmHWM" its peak."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[field].split()[0]) / 1024
+    return memory_mib("VmHWM") - before
 
 
 if __name__ == "__main__":  # one measurement of memory, in the fresh process that run() starts

@@ -103,6 +103,16 @@ def test_a_run_that_is_alive_is_not_resumed(call, tmp_path):
         assert "no unfinished run" in call(output, "--resume")[1].err
 
 
+def test_a_run_of_another_script_is_refused(call, tmp_path):
+    output = tmp_path / "cut"
+    assert call(output, at=3)[0] == 143
+    (directory,) = output.iterdir()
+    path = directory / "training_arguments.json"
+    path.write_text(path.read_text().replace("training_multi_task.py", "training_nli.py"))
+    status, captured = call(output, "--resume", directory)
+    assert status == 2 and "a run of training_nli.py" in captured.err
+
+
 def test_constant_dev_scores_are_refused_before_training(call, toy_data, tmp_path):
     import shutil
 

@@ -27,7 +27,9 @@ def card(run):
 def test_metadata_is_valid_korean_and_leaves_the_licence_open(card):
     assert card.data.language == ["ko"]
     assert card.data.get("license") is None
-    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    metadata = card.data.to_dict()
+    assert metadata["library_name"] == "sentence-transformers"
+    assert metadata["pipeline_tag"] == "sentence-similarity"
 
 
 def test_model_index_holds_test_and_best_dev_figures(run, card):
