@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from cli_util import InputError, run
-from tsv_util import raise_if_malformed, read_tsv, shorten
+from kf_deberta.cli import InputError, run
+from kf_deberta.data.tsv import raise_if_malformed, read_tsv, shorten
 
 logger = logging.getLogger(__name__)
 _told: set[Path] = set()  # files whose number of rows was warned of: once a process is enough

@@ -15,13 +15,13 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from batch_sampling import TripletBatchSampler
-from cli_util import run
 from data_util import find_kor_nli_train_files, load_kor_nli
-from finish_run import train_and_score
-from multi_task_trainer import MultiTaskTrainer
-from training_flags import parse_recipe, positive, recipe_parser
-from training_util import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
+from kf_deberta.cli import run
+from kf_deberta.training.batches import TripletBatchSampler
+from kf_deberta.training.flags import parse_recipe, positive, recipe_parser
+from kf_deberta.training.loop import train_and_score
+from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
+from kf_deberta.training.trainer import MultiTaskTrainer
 
 
 def main() -> None:

@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from benchmark_models import score_model
-from benchmark_report import errors_table, report
-from benchmark_results import FORMATS, Record, add_bootstrap, label, read_results, write_results
-from cli_util import INPUT_ERROR_STATUS, InputError, check_writable, run
-from data_download import ensure_kor_nlu_datasets
 from data_util import git_blob_id, load_kor_sts
-from published import PUBLISHED_ROWS
-from scoring import PRECISIONS, check_gold
+from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, check_writable, run
+from kf_deberta.data.download import ensure_kor_nlu_datasets
+from kf_deberta.evaluation.models import score_model
+from kf_deberta.evaluation.published import PUBLISHED_ROWS
+from kf_deberta.evaluation.report import errors_table, report
+from kf_deberta.evaluation.results import FORMATS, Record, add_bootstrap, label, read_results, write_results
+from kf_deberta.evaluation.scoring import PRECISIONS, check_gold
 
 DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "numpy", "scipy")
@@ -152,7 +152,7 @@ def main() -> int:
         table = errors_table(args.errors, values[0], data["score"], data["sentence1"], data["sentence2"])
         print(f"\nPairs that {label(record)} ranks most wrongly by cosine:\n\n{table}")
     if args.plot:
-        from benchmark_plot import plot  # matplotlib only where it is asked for
+        from kf_deberta.evaluation.scatter import plot  # matplotlib only where it is asked for
 
         plot(args.plot, [record for record, _ in scored], [values[0] for _, values in scored], data["score"])
     return status

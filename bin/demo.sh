@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' bin/demo.sh && exit ;; esac
-source bin/setup_venv.sh
+source bin/setup.sh
 setup_venv requirements.txt
 
 # one thread: for a model this small more threads only wait for each other

@@ -21,11 +21,19 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from sentence_transformers import SentenceTransformer
 
-import onnx_check
-import onnx_readme
-from cli_util import InputError, check_writable, run
-from model_util import load_model
-from onnx_util import OPSETS, ExportError, check_modules, cpu_has_vnni, export_model, quantize_int8, save_tokenizer
+from kf_deberta.cli import InputError, check_writable, run
+from kf_deberta.export import check as onnx_check
+from kf_deberta.export import readme as onnx_readme
+from kf_deberta.export.graph import (
+    OPSETS,
+    ExportError,
+    check_modules,
+    cpu_has_vnni,
+    export_model,
+    quantize_int8,
+    save_tokenizer,
+)
+from kf_deberta.model.load import load_model
 
 
 def parse_args() -> argparse.Namespace:

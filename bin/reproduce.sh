@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' bin/reproduce.sh && exit ;; esac
-source bin/setup_venv.sh
+source bin/setup.sh
 setup_venv requirements.txt
 
 output=output/reproduce

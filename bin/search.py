@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli_util import InputError, run
+from kf_deberta.cli import InputError, run
 
 # the financial example of the published README
 CORPUS = [
@@ -78,11 +78,11 @@ def main() -> None:
     import numpy as np
 
     if args.onnx:
-        from onnx_runtime import OnnxEncoder
+        from kf_deberta.model.onnx_encoder import OnnxEncoder
 
         embeddings = OnnxEncoder(args.onnx, device=args.device).encode([*corpus, *queries])
     else:
-        from model_util import load_model
+        from kf_deberta.model.load import load_model
 
         model = load_model(args.model_name_or_path, device=args.device, fast_attention=not args.no_fast_attention)
         embeddings = model.encode([*corpus, *queries])

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,3s/^# \{0,1\}//p' bin/test.sh && exit ;; esac
-source bin/setup_venv.sh
+source bin/setup.sh
 setup_venv requirements-dev.txt requirements.txt
 
 ruff check .

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model
 
-from cli_util import InputError, run
+from kf_deberta.cli import InputError, run
 
 SAMPLE_DIR = Path(__file__).resolve().parent
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

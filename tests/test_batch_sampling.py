@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 from torch.utils.data import ConcatDataset
 
-from batch_sampling import AlternatingBatchSampler, ShuffledBatchSampler, TripletBatchSampler
-from cli_util import InputError
+from kf_deberta.cli import InputError
+from kf_deberta.training.batches import AlternatingBatchSampler, ShuffledBatchSampler, TripletBatchSampler
 
 
 def triplets(rows):

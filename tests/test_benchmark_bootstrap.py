@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import bootstrap
-from scoring import FIGURES
+from kf_deberta.evaluation import bootstrap
+from kf_deberta.evaluation.scoring import FIGURES
 
 PAIRS, SEED = 200, 3
 

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 
 from benchmark_script import run_benchmark
 from data_util import load_kor_sts
-from scoring import FIGURES
+from kf_deberta.evaluation.scoring import FIGURES
 
 HEADER = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
 

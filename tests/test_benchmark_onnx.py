@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer
 
 from benchmark_script import run_benchmark
-from cli_util import InputError
-from onnx_runtime import OnnxEncoder
+from kf_deberta.cli import InputError
+from kf_deberta.model.onnx_encoder import OnnxEncoder
 
 HEADER = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
 # unit vectors whose cosine with w0 is 1.0, 0.8, 0.6, 0.4, 0.2

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmark_report import errors_table, markdown, noise_note, report
-from benchmark_results import add_bootstrap, read_results, write_results
-from cli_util import InputError
-from published import PUBLISHED_ROWS, find_published
-from scoring import FIGURES, score
+from kf_deberta.cli import InputError
+from kf_deberta.evaluation.published import PUBLISHED_ROWS, find_published
+from kf_deberta.evaluation.report import errors_table, markdown, noise_note, report
+from kf_deberta.evaluation.results import add_bootstrap, read_results, write_results
+from kf_deberta.evaluation.scoring import FIGURES, score
 
 OFFICIAL_TEST = "d2a7c958d520ed84402c0042142a60d9a18ee3e4"
 

@@ -7,10 +7,9 @@ from scipy.stats import pearsonr, spearmanr
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import AutoModel, AutoTokenizer
 
-from cli_util import InputError
 from data_util import load_kor_sts
-from model_util import load_model
-from scoring import (
+from kf_deberta.cli import InputError
+from kf_deberta.evaluation.scoring import (
     FIGURES,
     PairEmbeddings,
     check_gold,
@@ -20,6 +19,7 @@ from scoring import (
     score,
     transform,
 )
+from kf_deberta.model.load import load_model
 
 ROWS = 150
 

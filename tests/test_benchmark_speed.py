@@ -1,4 +1,4 @@
-"""bin/benchmark_speed.py train and encode print tables whose numbers hold together."""
+"""dev/speed.py train and encode print tables whose numbers hold together."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cli_util import InputError
+from kf_deberta.cli import InputError
 
 ARGUMENTS = ["--layers", "1", "--vocab", "200", "--rounds", "1"]
 
@@ -29,7 +29,7 @@ def _rows(output: str) -> list[list[str]]:
 
 def test_train_as_a_user_runs_it(run_script, tmp_path):
     sizes = ["--sts_batch_size", "2", "--nli_batch_size", "2"]
-    result = run_script("bin/benchmark_speed.py", "train", *ARGUMENTS, *sizes, "--no_memory", cwd=tmp_path, check=True)
+    result = run_script("dev/speed.py", "train", *ARGUMENTS, *sizes, "--no_memory", cwd=tmp_path, check=True)
     assert "lengths drawn from the built-in distribution" in result.stdout
     assert "STS: 2 rows a batch" in result.stdout and "NLI: 2 rows a batch" in result.stdout
     rows = _rows(result.stdout)
@@ -80,20 +80,20 @@ def test_encode_in_torch(bin_modules, kor_nlu, tiny_deberta, capsys):
 
 
 def test_bad_numbers_are_refused_before_any_work(bin_modules, monkeypatch):
-    import benchmark_speed
+    import speed
 
-    monkeypatch.setattr(sys, "argv", ["benchmark_speed.py", "train", "--rounds", "0"])
+    monkeypatch.setattr(sys, "argv", ["speed.py", "train", "--rounds", "0"])
     with pytest.raises(InputError, match="--rounds 0: must be at least 1"):
-        benchmark_speed.main()
+        speed.main()
 
 
 def test_every_subcommand_is_listed(repo, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(repo / "bin"))
-    import benchmark_speed
+    import speed
 
-    monkeypatch.setattr(sys, "argv", ["benchmark_speed.py", "--help"])
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--help"])
     with pytest.raises(SystemExit) as exit_info:
-        benchmark_speed.main()
+        speed.main()
     assert exit_info.value.code == 0
     output = capsys.readouterr().out
     assert all(re.search(rf"^ +{name} ", output, re.MULTILINE) for name in ("train", "encode", "load"))

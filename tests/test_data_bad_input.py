@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from cli_util import InputError
 from data_util import load_kor_nli, load_kor_sts
+from kf_deberta.cli import InputError
 
 STS = "sentence1\tsentence2\tscore\n"
 NLI = "sentence1\tsentence2\tgold_label\n"
@@ -119,7 +119,7 @@ def test_every_malformed_row_is_counted_and_the_first_five_are_shown(tmp_path):
 def test_a_script_ends_with_status_2_and_no_traceback(tmp_path, repo):
     path = tmp_path / "pairs.tsv"
     path.write_text(STS + PAIR + "a\tb\t7\n", encoding="utf-8")
-    code = "import sys, cli_util, data_util; cli_util.run(lambda: data_util.load_kor_sts(sys.argv[1]))"
+    code = "import sys, data_util; from kf_deberta import cli; cli.run(lambda: data_util.load_kor_sts(sys.argv[1]))"
     command = [sys.executable, "-c", code, path]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(repo)}, capture_output=True, text=True)
     assert result.returncode == 2

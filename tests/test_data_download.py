@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-import data_download
 import data_util
-from cli_util import InputError
-from data_download import ensure_kor_nlu_datasets
+from kf_deberta.cli import InputError
+from kf_deberta.data import download as data_download
+from kf_deberta.data.download import ensure_kor_nlu_datasets
 
 
 def git(folder, *arguments):
@@ -92,7 +92,8 @@ def test_files_that_are_not_the_official_ones_are_refused(origin, parent, monkey
 
 def test_the_official_ids_are_checked_and_a_failure_exits_with_2(origin, parent, repo):
     # In a fresh process the commit and the ids are the official ones, which this repository cannot have.
-    code = "import sys, cli_util, data_download as d; cli_util.run(lambda: d.ensure_kor_nlu_datasets(sys.argv[1]))"
+    code = "import sys; from kf_deberta.cli import run; from kf_deberta.data import download; "
+    code += "run(lambda: download.ensure_kor_nlu_datasets(sys.argv[1]))"
     command = [sys.executable, "-c", code, parent / "data"]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(repo)}, capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
@@ -162,7 +163,8 @@ def test_an_interrupted_clone_leaves_nothing(origin, parent, tmp_path, repo, num
         f'mkdir "$target"; echo half > "$target/file"; touch "{started}"; exec {shutil.which("sleep")} 60\n'
     )
     (programs / "git").chmod(0o755)
-    code = "import sys, cli_util, data_download as d; cli_util.run(lambda: d.ensure_kor_nlu_datasets(sys.argv[1]))"
+    code = "import sys; from kf_deberta.cli import run; from kf_deberta.data import download; "
+    code += "run(lambda: download.ensure_kor_nlu_datasets(sys.argv[1]))"
     environment = os.environ | {"PYTHONPATH": str(repo), "PATH": f"{programs}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-c", code, parent / "data"], env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60

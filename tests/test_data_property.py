@@ -6,11 +6,11 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import tsv_util
-from cli_util import InputError
-from data_util import LABELS, load_kor_nli, load_kor_sts
 from test_data_kor_nli import as_tuples, check_triplets, plain_partners
+
+from data_util import LABELS, load_kor_nli, load_kor_sts
+from kf_deberta.cli import InputError
+from kf_deberta.data import tsv as tsv_util
 
 TRICKY = [
     "\t",

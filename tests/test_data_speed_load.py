@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from test_data_kor_nli import as_tuples, check_triplets, plain_partners, read_plainly
 
 from data_util import load_kor_nli
-from test_data_kor_nli import as_tuples, check_triplets, plain_partners, read_plainly
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_peak_memory_is_that_of_the_process_itself(speed_load, repo, tmp_path):
     path = tmp_path / "a.train.ko.tsv"
     speed_load._write_synthetic_kor_nli(path, 300, 0)
     ballast = bytearray(b"x") * (400 << 20)  # a large parent must not show in the figures of its child
-    command = [sys.executable, repo / "bin" / "speed_load.py", "data_util", tmp_path]
+    command = [sys.executable, repo / "dev" / "speed_load.py", "data_util", tmp_path]
     result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert 20 < result["peak"] < len(ballast) / (1 << 20)
     assert 0 <= result["added"] < result["peak"] and result["seconds"] > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deberta_models import assert_same, library_model, output_and_gradients, padded_batch, relative_error, switched
-from deberta_packing import layout_of
+from kf_deberta.model.packing import layout_of
 
 POSITION_OPTIONS = [
     {"position_buckets": 256},

@@ -13,8 +13,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, DebertaV2ForMaskedLM
 
-from deberta_attention import use_fast_attention
 from deberta_models import BASE, assert_same, library_model, padded_batch, relative_error, switched
+from kf_deberta.model.attention import use_fast_attention
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
 
-from deberta_attention import use_fast_attention
+from kf_deberta.model.attention import use_fast_attention
 
 SENTENCES = [
     "한 남자가 기타를 친다.",

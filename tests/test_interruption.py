@@ -9,9 +9,9 @@ import sys
 import pytest
 
 import training_multi_task
-from cli_util import run
-from run_control import RecipeCallback
-from run_directory import _locks
+from kf_deberta.cli import run
+from kf_deberta.training.callbacks import RecipeCallback
+from kf_deberta.training.run import _locks
 
 ROUNDS = 8  # two epochs of four rounds; an evaluation after rounds 3, 4, 7 and 8; a step is half a round
 

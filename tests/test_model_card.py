@@ -65,7 +65,7 @@ def test_both_usages_run_and_agree(card, run, monkeypatch):
 def test_hub_name_of_the_base_and_its_citation(tmp_path, run, toy_base):
     from sentence_transformers import SentenceTransformer
 
-    from model_card import prepare_model_card, write_model_card
+    from kf_deberta.training.card import prepare_model_card, write_model_card
 
     model = SentenceTransformer(str(toy_base), device="cpu")
     prepare_model_card(model, "kakaobank/kf-deberta-base")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import onednn_linear
 from deberta_models import relative_error
-from onednn_linear import OneDnnLinear, use_onednn_linear
+from kf_deberta.model import cpu as onednn_linear
+from kf_deberta.model.cpu import OneDnnLinear, use_onednn_linear
 
 needs_operator = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN linear"

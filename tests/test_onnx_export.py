@@ -14,9 +14,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-import onnx_check
-from cli_util import InputError
-from onnx_util import ExportError
+from kf_deberta.cli import InputError
+from kf_deberta.export import check as onnx_check
+from kf_deberta.export.graph import ExportError
 
 MAX_SEQ_LENGTH = 48
 BLOCKED = ("torch", "transformers", "sentence_transformers", "onnx")

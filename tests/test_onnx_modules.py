@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel
 
-import onnx_check
-from cli_util import InputError
-from onnx_runtime import OnnxEncoder
-from onnx_util import ExportError, check_modules, export_model, quantize_int8, save_tokenizer
+from kf_deberta.cli import InputError
+from kf_deberta.export import check as onnx_check
+from kf_deberta.export.graph import ExportError, check_modules, export_model, quantize_int8, save_tokenizer
+from kf_deberta.model.onnx_encoder import OnnxEncoder
 
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 

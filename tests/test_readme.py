@@ -78,7 +78,7 @@ def test_every_python_command_runs(repo, place, environment):
     todo = [short(command[1:]) if command[1].startswith("training") else command[1:] for command in todo]
     resumed = [command for command in todo if "--resume" in command]
     first = [command for command in todo if command not in resumed]
-    driver = [sys.executable, str(repo / "tests" / "readme_driver.py")]
+    driver = [sys.executable, str(repo / "tests" / "helpers" / "readme_driver.py")]
 
     def run(batch):
         result = subprocess.run(

@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, DebertaV2Model
 
 from build_base import build_base, read_training_texts, train_vocabulary
-from cli_util import InputError
 from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
+from kf_deberta.cli import InputError
 
 SPLITS = ("train", "dev", "test")
 LABELS = {"entailment", "neutral", "contradiction"}

@@ -53,7 +53,7 @@ def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatc
     import io
     import sys
 
-    from cli_util import run
+    from kf_deberta.cli import run
 
     paths = {name: tmp_path / name for name in ("missing", "binary", "empty")}
     paths["binary"].write_bytes("첫 줄\n".encode() + b"\xff\xfe\n")

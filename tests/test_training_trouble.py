@@ -13,7 +13,7 @@ from transformers import DebertaV2Config, DebertaV2Model
 import training_multi_task
 import training_nli
 import training_sts
-from cli_util import InputError, run
+from kf_deberta.cli import InputError, run
 
 SCRIPTS = {"multi": training_multi_task, "nli": training_nli, "sts": training_sts}
 

@@ -1,0 +1,158 @@
+"""A training step of each objective in kf-deberta-base's shape, random weights: library eager against ours.
+
+One process, the variants in turn on the same batches (A B A B), gradients, clipping and fused AdamW included; peak
+memory in a fresh process per variant.
+
+    python dev/speed.py train
+    python dev/speed.py train --objective nli --layers 2 --vocab 2000 --rounds 3
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import speed_model as common
+from kf_deberta.cli import InputError
+from kf_deberta.model.cpu_memory import keep_freed_memory
+from speed_load import memory_mib
+
+BATCH = {"sts": 8, "nli": 128}
+AIM = {"sts": 2.2, "nli": 3.2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this benchmark to a parser."""
+    common.add_model_arguments(parser)
+    add = parser.add_argument
+    add("--objective", choices=["sts", "nli", "both"], default="both", help="(default: %(default)s)")
+    add("--sts_batch_size", type=int, default=BATCH["sts"], help="pairs of a step (default: %(default)s)")
+    add("--nli_batch_size", type=int, default=BATCH["nli"], help="triplets of a step (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="measured steps of each variant (default: %(default)s)")
+    add("--keep_freed_memory", action="store_true", help="call cpu_memory.keep_freed_memory first, for every variant")
+    add("--no_memory", action="store_true", help="leave out the peak memory")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and print Markdown tables."""
+    common.check_positive(args)
+    torch.set_num_threads(args.threads)
+    if args.keep_freed_memory and not keep_freed_memory():
+        raise InputError("--keep_freed_memory: this C library is not glibc; leave the flag out")
+    model = common.base_model(args.layers, args.vocab, args.seed).train()
+    models = common.variants_of(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
+    for objective in ["sts", "nli"] if args.objective == "both" else [args.objective]:
+        # 1. The same batches for every variant
+        lengths, source = common.sentence_lengths(objective, args)
+        batches = _batches(lengths, getattr(args, f"{objective}_batch_size"), args)
+        steps = {
+            name: [partial(_step, variant, optimizer, objective, *batch) for batch in batches]
+            for name, variant in models.items()
+        }
+        # 2. Rates before and after, in the same process: the machine may be shared
+        rates = common.matmul_rates(args.threads)
+        seconds = common.interleave(steps, args.threads, objective)
+        again = common.matmul_rates(args.threads)
+        rates = {name: max(rate, again[name]) for name, rate in rates.items()}
+        measurable = not args.no_memory and Path("/proc/self/clear_refs").exists()  # Linux
+        peaks = {name: _peak_in_new_process(name, objective, args) for name in models} if measurable else {}
+        # 3. The report
+        masks = [[column["attention_mask"] for column in columns] for columns, _ in batches]
+        flops = [sum(step_flops(mask, args.layers) for mask in columns) for columns in masks]
+        real = np.mean([float(mask.float().mean()) for columns in masks for mask in columns])
+        print(f"\n### Training step, {objective.upper()}: {len(batches[0][1])} rows a batch, {args.layers} layers\n")
+        print(f"{common.machine(args.threads)}. {source}; {real:.0%} of the padded positions are real tokens.")
+        _print_table(objective, args, seconds, rates, flops, peaks)
+
+
+def _batches(lengths: np.ndarray, size: int, args: argparse.Namespace) -> list[tuple[list[dict[str, Tensor]], Tensor]]:
+    """One random batch a round: its padded columns, and gold scores between 0 and 1."""
+    generator, ids = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
+    rows = [lengths[generator.permutation(len(lengths))[:size]] for _ in range(args.rounds)]
+    return [
+        ([common.padded_batch(column, args.vocab, ids) for column in row.T], torch.rand(len(row), generator=ids))
+        for row in rows
+    ]
+
+
+def _loss(model: nn.Module, objective: str, columns: list[dict[str, Tensor]], scores: Tensor) -> Tensor:
+    """CosineSimilarityLoss of pairs, or MultipleNegativesRankingLoss (scale 20, cosine) of triplets."""
+    first, *others = [nn.functional.normalize(common.embed(model, column)) for column in columns]
+    if objective == "sts":
+        return nn.functional.mse_loss((first * others[0]).sum(-1), scores)
+    return nn.functional.cross_entropy(20 * first @ torch.cat(others).T, torch.arange(len(first)))
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: str, columns: list, scores: Tensor) -> None:
+    """One training step."""
+    _loss(model, objective, columns, scores).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def step_flops(mask: Tensor, layers: int) -> int:
+    """Floating-point operations that a column's forward and backward passes cannot do without.
+
+    Per layer and real token: query, key, value and output projections and the feed-forward; per pair of real tokens:
+    content, c2p, p2c and the weighted sum; per distance: two projections. Backward: twice the forward.
+    """
+    lengths = mask.sum(1).double()
+    hidden, tokens = common.HIDDEN, lengths.sum()
+    token = 2 * (4 * hidden**2 + 2 * hidden * common.INTERMEDIATE)
+    distances = 2 * mask.size(1) - 1
+    forward = layers * (tokens * token + 4 * 2 * hidden * lengths.square().sum() + distances * 2 * 2 * hidden**2)
+    return int(3 * forward)
+
+
+def _print_table(
+    objective: str,
+    args: argparse.Namespace,
+    seconds: dict[str, list[float]],
+    rates: dict[str, float],
+    flops: list[int],
+    peaks: dict[str, float],
+) -> None:
+    best = max(rates.values())
+    print(f"{args.rounds} rounds on random batches. A step must do {median(flops) / 1e9:,.0f} GFLOP (median). Float32")
+    print("product here: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()) + ".\n")
+    print("| variant | s a step (median) | times as fast as library (range) | share of the best product rate | peak |")
+    print("|---|---|---|---|---|")
+    for name, values in seconds.items():
+        share = median(flop / second / best for flop, second in zip(flops, values, strict=True))
+        ratio = "1" if name == "library eager" else common.ratio_of(seconds, name, "library eager")
+        peak = f"{peaks[name]:,.0f} MiB" if peaks else "not measured"
+        print(f"| {name} | {median(values):.3f} | {ratio} | {share:.0%} | {peak} |")
+    print(f"\nAim: {AIM[objective]} times as fast. Peak: what a step's forward and backward add to the loaded model.")
+
+
+def _peak_in_new_process(variant: str, objective: str, args: argparse.Namespace) -> float:
+    """MiB that forward and backward of the first batch add to the loaded model, in a fresh process."""
+    command = [sys.executable, __file__, json.dumps(vars(args) | {"variant": variant, "child": objective})]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _peak_of_step(args: argparse.Namespace) -> float:
+    torch.set_num_threads(args.threads)
+    if args.keep_freed_memory:
+        keep_freed_memory()
+    model = common.variants_of(common.base_model(args.layers, args.vocab, args.seed).train())[args.variant]
+    lengths, _ = common.sentence_lengths(args.child, args)
+    (columns, scores), *_ = _batches(lengths, getattr(args, f"{args.child}_batch_size"), args)
+    before = memory_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    _loss(model, args.child, columns, scores).backward()
+    return memory_mib("VmHWM") - before
+
+
+if __name__ == "__main__":  # one measurement of memory, in the fresh process that run() starts
+    print(_peak_of_step(argparse.Namespace(**json.loads(sys.argv[1]))))

@@ -1,0 +1,1 @@
+"""The modules behind the scripts, in rooms: data, model, training, evaluation, export."""

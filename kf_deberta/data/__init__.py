@@ -1,0 +1,1 @@
+"""What is on disk: the official files, their download, the TSV reader."""

@@ -1,0 +1,1 @@
+"""Embeddings to figures: scoring, bootstrap, results, reports."""

@@ -1,0 +1,1 @@
+"""Sentences to embeddings, and fast: loading, attention, CPU settings, exported graphs."""

@@ -1,0 +1,1 @@
+"""Batches to weights: flags, trainer, checkpoints, runs."""

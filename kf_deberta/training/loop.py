@@ -1,0 +1,178 @@
+"""Training with everything around it: baseline, resume, the best model reloaded and scored, what the run leaves."""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import upload_folder
+from safetensors import SafetensorError
+from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
+from transformers import ProgressCallback
+
+from kf_deberta.cli import InputError
+from kf_deberta.model.load import load_model
+from kf_deberta.training.callbacks import LossLines, RecipeCallback
+from kf_deberta.training.card import write_model_card
+from kf_deberta.training.checkpoints import cannot_write
+from kf_deberta.training.curves import draw_training_curves
+from kf_deberta.training.run import Run, forget_after, open_run
+from kf_deberta.training.setup import SIMILARITIES
+from kf_deberta.training.trainer import MultiTaskTrainer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: SequentialEvaluator) -> None:
+    """Train, reload the model that was best on dev from disk, score it on test, and write what the run leaves.
+
+    Args:
+        trainer: ready to train; its evaluator is the dev evaluator.
+        args: the script's flags.
+        test_evaluator: scores the untrained model (baseline) and the final one.
+
+    Raises:
+        InputError: the run directory cannot be written or resumed, or a figure is not a number.
+        SystemExit: 130 after SIGINT, 143 after SIGTERM, once a checkpoint is written.
+    """
+    # 1. The run's directory; the untrained model on test, once
+    run = open_run(args, trainer.args)
+    main = trainer.is_world_process_zero()
+    if main and "baseline" not in run.facts:
+        run.facts["baseline"] = _eight(test_evaluator(trainer.model), test_evaluator)
+        run.save()
+        print(
+            f"before training: KorSTS test cosine Spearman {run.facts['baseline']['cosine_spearman']:.2f}", flush=True
+        )
+
+    # 2. Training, from the start or from the checkpoint
+    objectives = list(trainer.batch_samplers)
+    rounds = trainer.get_train_dataloader().batch_sampler.rounds  # an epoch
+    trainer.args.logging_steps = args.logging_steps * len(objectives)
+    if args.max_rounds:
+        trainer.args.max_steps = min(args.max_rounds, rounds * args.num_epochs) * len(objectives)
+    control = RecipeCallback(len(objectives), rounds, args.eval_steps, args.save_steps)
+    trainer.add_callback(control)
+    if trainer.pop_callback(ProgressCallback):  # not there with --disable_tqdm
+        trainer.add_callback(LossLines)
+    if main:
+        forget_after(run)
+    trainer.args.eval_on_start = run.checkpoint is None
+    if run.checkpoint and main:
+        print(f"resuming from {run.checkpoint}", flush=True)
+    trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+    if control.signal is not None:
+        if main:
+            print(f"\nstopped; go on with:\n  {_resume_command(run)}", flush=True)
+        sys.exit(128 + control.signal)
+    if not main:
+        return
+
+    # 3. The best model, reloaded and scored, and what the run leaves
+    if trainer.state.best_global_step is None:
+        raise InputError(f"{run.directory}: no dev figure was a number; lower --learning_rate")
+    try:
+        finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(run.directory, run.directory, error) from error
+    if trainer.args.push_to_hub:
+        upload_folder(repo_id=trainer.hub_model_id, folder_path=run.directory, token=trainer.args.hub_token)
+    print_summary(run)
+
+
+def finish(
+    trainer: MultiTaskTrainer,
+    args: argparse.Namespace,
+    run: Run,
+    test_evaluator: SequentialEvaluator,
+    *,
+    steps_per_epoch: int,
+) -> None:
+    """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
+    # 1. The best model, from disk
+    trainer.model.save_pretrained(str(run.directory), create_model_card=False)
+    model = load_model(
+        str(run.directory),
+        device=str(trainer.model.device),
+        dtype=getattr(torch, args.dtype),
+        fast_attention=not args.no_fast_attention,
+        trust_remote_code=args.trust_remote_code,
+    )
+    model.model_card_data = trainer.model.model_card_data  # the evaluator puts its figures there
+    eval_dir = run.directory / "eval"
+    for path in eval_dir.glob("*sts-test*.csv"):
+        path.unlink()
+    step = trainer.state.best_global_step
+    scores = test_evaluator(model, str(eval_dir), epoch=step / steps_per_epoch, steps=step)
+    if any(value != value for value in scores.values()):
+        raise InputError(f"{run.directory}: a test figure is not a number; lower --learning_rate")
+
+    # 2. What the run leaves
+    run.facts["test"] = _eight(scores, test_evaluator)
+    run.facts["best_round"] = step // len(trainer.batch_samplers)
+    run.facts["best_dev_cosine_spearman"] = 100 * trainer.state.best_metric
+    key = "eval_sts-dev_spearman_cosine"
+    run.facts["baseline_dev_cosine_spearman"] = 100 * next(r[key] for r in trainer.state.log_history if key in r)
+    run.facts["test_pairs"] = len(test_evaluator.evaluators[0].scores)
+    run.facts["status"] = "finished"
+    dev = next(row for row in trainer.state.log_history if row["step"] == step and "eval_sequential_score" in row)
+    for part in trainer.evaluator.evaluators:  # the card would show the last evaluation, not the kept model's
+        figures = {key[5:]: value for key, value in dev.items() if key.startswith(f"eval_{part.name}_")}
+        trainer.model.model_card_data.eval_results_dict[part] = figures
+    write_model_card(trainer.model, run.facts, run.directory / "README.md")
+    objectives = list(trainer.batch_samplers)
+    draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
+    trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
+    run.save()
+    for checkpoint in run.directory.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    (run.directory / ".lock").unlink()
+
+
+def print_summary(run: Run) -> None:
+    """Print baseline and final test figures, where the model lies, and the commands that use it."""
+    baseline, test = run.facts["baseline"], run.facts["test"]
+    print("\nKorSTS test x100 (baseline -> final)")
+    for name in test:
+        print(f"  {name:<{max(map(len, test))}}  {baseline[name]:6.2f} -> {test[name]:6.2f}")
+    sts = Path(run.facts["arguments"]["dataset_path"]) / "KorSTS"
+    if run.facts["best_dev_cosine_spearman"] <= run.facts["baseline_dev_cosine_spearman"]:
+        print(f"NOTE: no evaluation beat the untrained model on dev ({run.facts['baseline_dev_cosine_spearman']:.2f})")
+    print(f"best on dev in round {run.facts['best_round']}: {run.facts['best_dev_cosine_spearman']:.2f}")
+    print(f"model:     {run.directory}")
+    model = ["--model_name_or_path", _short(run.directory)]
+    benchmark = ["python", _short(REPOSITORY / "bin" / "benchmark.py"), *model, "--sts_dataset_path", str(sts)]
+    print(f"benchmark: {shlex.join(benchmark)}")
+    export = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]
+    export += ["--output_dir", f"models/{run.directory.name}"]  # two models never share a tokenizer.json
+    print(f"export:    {shlex.join(export)}", flush=True)
+
+
+def _eight(scores: dict[str, float], evaluator: SequentialEvaluator) -> dict[str, float]:
+    """Return the figures x100 by names such as `cosine_spearman` (and `256_cosine_spearman` for a prefix)."""
+    figures = {}
+    for part in evaluator.evaluators:
+        for similarity in SIMILARITIES:
+            for kind in ("pearson", "spearman"):
+                prefix = "" if part.truncate_dim is None else f"{part.truncate_dim}_"
+                figures[f"{prefix}{similarity}_{kind}"] = 100 * float(scores[f"{part.name}_{kind}_{similarity}"])
+    return figures
+
+
+def _resume_command(run: Run) -> str:
+    words = sys.argv[1:]
+    if "--resume" in words:
+        at = words.index("--resume")
+        del words[at : at + (2 if at + 1 < len(words) and not words[at + 1].startswith("--") else 1)]
+    launcher = ["python"]
+    if processes := int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
+        launcher = ["torchrun", "--nproc_per_node", str(processes)]
+    return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(run.directory)])
+
+
+def _short(path: Path) -> str:
+    """Return the path as the user would type it from the current directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,87 @@
+"""What the three training scripts share: fetching the data, loading the base, the evaluators.
+
+The recipes themselves, their numbers and losses, stand in the scripts.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+from data_util import load_kor_sts
+from kf_deberta.cli import InputError
+from kf_deberta.data.download import ensure_kor_nlu_datasets
+from kf_deberta.model.cpu_memory import keep_freed_memory
+from kf_deberta.model.load import load_model
+from kf_deberta.training.card import prepare_model_card
+
+SIMILARITIES = ["cosine", "euclidean", "manhattan", "dot"]
+
+
+def kor_nlu_datasets(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Path:
+    """Return the directory of KorNLI/ and KorSTS/; one process fetches it where it does not exist."""
+    root = Path(args.dataset_path)
+    with training_args.main_process_first():
+        ensure_kor_nlu_datasets(root)
+    return root
+
+
+def load_base(args: argparse.Namespace) -> SentenceTransformer:
+    """Load the base encoder as the flags say.
+
+    Raises:
+        InputError: it cannot be loaded, or has fewer dimensions than --matryoshka_dims.
+    """
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    model = load_model(
+        args.model_name_or_path,
+        dtype=getattr(torch, args.dtype),
+        fast_attention=not args.no_fast_attention,
+        max_seq_length=args.max_seq_length,
+        trust_remote_code=args.trust_remote_code,
+    )
+    size = model.get_embedding_dimension()
+    if args.matryoshka_dims and args.matryoshka_dims[0] > size:
+        raise InputError(
+            f"--matryoshka_dims {args.matryoshka_dims[0]}: {args.model_name_or_path} has {size} dimensions"
+        )
+    prepare_model_card(model, args.model_name_or_path)
+    return model
+
+
+def with_matryoshka(
+    model: SentenceTransformer, losses: dict[str, torch.nn.Module], dims: list[int] | None
+) -> dict[str, torch.nn.Module]:
+    """Wrap every loss in a MatryoshkaLoss over `dims` (arXiv 2205.13147), or return them as they are without dims."""
+    return {name: MatryoshkaLoss(model, loss, dims) for name, loss in losses.items()} if dims else losses
+
+
+def kor_sts_evaluators(root: Path, args: argparse.Namespace) -> tuple[SequentialEvaluator, SequentialEvaluator]:
+    """Return the evaluators of KorSTS dev and test: all eight figures, at full size and at each Matryoshka dimension.
+
+    The main score is the cosine Spearman at full size, the figure that the published table ranks by.
+    """
+    evaluators = []
+    for split in ("dev", "test"):
+        data = load_kor_sts(root / "KorSTS" / f"sts-{split}.tsv")
+        if len(set(data["score"][:])) < 2:
+            raise InputError(f"{root}/KorSTS/sts-{split}.tsv: a correlation needs at least two different scores")
+        parts = [
+            EmbeddingSimilarityEvaluator(
+                data["sentence1"][:],
+                data["sentence2"][:],
+                data["score"][:],
+                name=f"sts-{split}" if dim is None else f"sts-{split}-{dim}",
+                batch_size=args.eval_batch_size,
+                similarity_fn_names=SIMILARITIES,
+                main_similarity="cosine",
+                truncate_dim=dim,
+            )
+            for dim in [None, *(args.matryoshka_dims or [])]
+        ]
+        evaluators.append(SequentialEvaluator(parts, main_score_function=lambda scores: scores[0]))
+    return tuple(evaluators)

@@ -1,0 +1,245 @@
+"""A narrow SentenceTransformerTrainer for one or several objectives that take turns, as the published run trained.
+
+The library's Trainer has one batch size, one AdamW and one schedule for all data sets. Here every objective has its
+own batch size, its own AdamW moments and its own linear schedule that counts rounds (a round is one step of each).
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import ConcatDataset, DataLoader
+from transformers import get_scheduler
+
+from kf_deberta.cli import InputError
+from kf_deberta.training.batches import AlternatingBatchSampler
+from kf_deberta.training.checkpoints import keep_newest_and_best, write_checkpoint
+
+PENDING_LOG = "pending_log.json"  # losses since the last log line, which a resumed run must not lose
+
+
+class PerObjectiveOptimizer(torch.optim.Optimizer):
+    """One optimizer per objective behind the interface of one; `active` names the objective whose turn it is.
+
+    The moments never mix, so an objective with small gradients takes full-size Adam steps of its own.
+    """
+
+    def __init__(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+        """Take one optimizer per objective name, all over the same parameters."""
+        self.optimizers = optimizers
+        self.active = next(iter(optimizers))
+        self.defaults = self.optimizers[self.active].defaults
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """Parameter groups of the active objective's optimizer."""
+        return self.optimizers[self.active].param_groups
+
+    @property
+    def state(self) -> dict:
+        """Moments of the active objective's optimizer."""
+        return self.optimizers[self.active].state
+
+    def step(self, closure=None) -> None:
+        """Step the active objective's optimizer and no other."""
+        self.optimizers[self.active].step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, which the objectives share."""
+        self.optimizers[self.active].zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict:
+        """Return the state of every objective's optimizer by name."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore what `state_dict` returned."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict[name])
+
+
+class PerObjectiveScheduler(LRScheduler):
+    """One learning-rate schedule per objective, each counting its own steps, behind the interface of one."""
+
+    def __init__(self, schedulers: dict[str, LRScheduler], optimizer: PerObjectiveOptimizer) -> None:
+        """Take one schedule per objective name and the optimizer that knows whose turn it is."""
+        self.schedulers = schedulers
+        self.optimizer = optimizer
+
+    def step(self, epoch: int | None = None) -> None:
+        """Advance the active objective's schedule and no other."""
+        self.schedulers[self.optimizer.active].step()
+
+    def get_last_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group of the active objective."""
+        return self.schedulers[self.optimizer.active].get_last_lr()
+
+    def state_dict(self) -> dict:
+        """Return the state of every objective's schedule by name."""
+        return {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore what `state_dict` returned."""
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(state_dict[name])
+
+
+class MultiTaskTrainer(SentenceTransformerTrainer):
+    """Trains the objectives of `train_dataset` in strict alternation."""
+
+    def __init__(self, *, batch_samplers: dict[str, DefaultBatchSampler], **kwargs) -> None:
+        """Take what SentenceTransformerTrainer takes, with `train_dataset` and `loss` as dicts keyed by objective.
+
+        Args:
+            batch_samplers: for each objective of `train_dataset` its batches, in the same order.
+            **kwargs: those of SentenceTransformerTrainer.
+        """
+        self.batch_samplers = batch_samplers
+        self.last_checkpoint: str | None = None  # the newest complete one
+        self._checkpoint_parent: Path | None = None  # where one is being written
+        self.logged: dict[str, dict] = {name: {} for name in batch_samplers}
+        super().__init__(**kwargs)
+
+    # 1. Batches: every process builds the same global batches and takes its own share of each.
+    def get_train_dataloader(self) -> DataLoader:
+        """Return a loader of alternating batches; not wrapped by accelerate, whose sharding assumes one batch size."""
+        dataset = ConcatDataset(self.train_dataset.values())
+        self.batches = AlternatingBatchSampler(
+            dataset, list(self.batch_samplers.values()), rank=self.args.process_index, world_size=self.args.world_size
+        )
+        # the Trainer reaches the sampler's set_epoch only through accelerate's wrappers
+        self.batches.set_epoch(int(self.state.epoch or 0))
+        return DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint of all
+            return
+        self.batches.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    # 2. One AdamW and one schedule per objective.
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build one optimizer per objective, each as the library builds its single one."""
+        optimizers = {}
+        for name in self.batch_samplers:
+            self.optimizer = None
+            optimizers[name] = super().create_optimizer(model)
+        self.optimizer = self.objective_optimizer = PerObjectiveOptimizer(optimizers)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Build one schedule per objective over the rounds, warm-up counted in rounds."""
+        rounds = num_training_steps // len(self.batch_samplers)
+        schedulers = {
+            name: get_scheduler(
+                self.args.lr_scheduler_type,
+                optimizer=inner,
+                num_warmup_steps=self.args.get_warmup_steps(rounds),
+                num_training_steps=rounds,
+                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
+            )
+            for name, inner in self.objective_optimizer.optimizers.items()
+        }
+        self.lr_scheduler = PerObjectiveScheduler(schedulers, self.objective_optimizer)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # 3. A step belongs to one objective; what it logs carries that objective's name.
+    def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+        """Run forward and backward of one batch, and stop the run when the loss is not finite."""
+        self.objective_optimizer.active = objective = inputs["dataset_name"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._check_finite("loss", loss)
+        values = self.logged[objective]
+        values.setdefault("losses", []).append(loss.detach())
+        values["learning_rate"] = self.objective_optimizer.param_groups[0]["lr"]
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._check_finite("gradient", torch.as_tensor(grad_norm))
+        self.logged[self.objective_optimizer.active]["grad_norm"] = grad_norm
+        return grad_norm
+
+    def _check_finite(self, what: str, value: torch.Tensor) -> None:
+        if torch.isfinite(value).all():
+            return
+        objective = self.objective_optimizer.active
+        number = self.state.global_step // len(self.batch_samplers)
+        index = list(self.batch_samplers).index(objective)
+        rows = self.batches.round_batches(number)[index]
+        first = [value for value in self.train_dataset[objective][rows[0]].values() if isinstance(value, str)]
+        raise InputError(
+            f"non-finite {what} of objective {objective} in round {number}, rows {rows} of its data set (from 0; the "
+            f"first: {' | '.join(first[:-1])[:80]}); last good checkpoint: {self.last_checkpoint or 'none yet'}; "
+            "lower --learning_rate or look at these rows"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log loss, learning rate and gradient norm under `<objective>_...` instead of one mixed figure."""
+        if "loss" in logs or "train_runtime" in logs:  # the last window of a run may be a shorter one
+            logs = {key: value for key, value in logs.items() if key not in ("loss", "learning_rate", "grad_norm")}
+            if any(values.get("losses") for values in self.logged.values()):
+                logs["round"] = self.state.global_step // len(self.batch_samplers)
+            for objective, values in self.logged.items():
+                if losses := values.pop("losses", []):
+                    mean = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+                    logs[f"{objective}_loss"] = mean.item()
+                    logs[f"{objective}_learning_rate"] = values["learning_rate"]
+                    logs[f"{objective}_grad_norm"] = float(values["grad_norm"])
+        super().log(logs, start_time)
+
+    # 4. Checkpoints appear whole or not at all; the newest and the best are kept.
+    def _get_output_dir(self, trial=None) -> str:
+        return str(self._checkpoint_parent or self.args.output_dir)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial=None) -> None:
+        run_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        with write_checkpoint(run_dir, name, self.accelerator) as parent:
+            self._checkpoint_parent = parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._checkpoint_parent = None
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+            logged = self._pending_log()
+            if self.args.should_save:
+                self.state.save_to_json(parent / name / "trainer_state.json")
+                (parent / name / PENDING_LOG).write_text(json.dumps(logged))
+        self.last_checkpoint = str(run_dir / name)
+        if self.args.should_save:
+            keep_newest_and_best(run_dir, name, self.state.best_model_checkpoint)
+
+    def _pending_log(self) -> dict[str, dict]:
+        """Return what the next log line already knows, as plain numbers and equal on all processes."""
+        plain = {}
+        for objective, values in self.logged.items():
+            plain[objective] = {key: float(value) for key, value in values.items() if key != "losses"}
+            if losses := values.get("losses"):
+                plain[objective]["losses"] = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
+        return plain
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.last_checkpoint = checkpoint
+            self.logged = json.loads((Path(checkpoint) / PENDING_LOG).read_text())
+            for values in self.logged.values():
+                losses = values.get("losses", [])
+                values["losses"] = [torch.tensor(loss, device=self.args.device) for loss in losses]
+
+    def _load_best_model(self) -> None:
+        # the library only logs a failure here and would then score another model than it names
+        self.model.model_card_data.set_best_model_step(self.state.best_global_step)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,0 +1,86 @@
+"""Runs a training script in this process and writes down what each optimizer step really did."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kf_deberta.training import trainer as multi_task_trainer
+
+
+@dataclasses.dataclass
+class Step:
+    """One optimizer step: whose turn, on which texts, with which rates, and what it left alone."""
+
+    objective: str
+    texts: list[tuple[str, ...]]
+    learning_rates: list[float]
+    clipped_norm: float
+    others_untouched: bool
+    mine_moved: bool
+
+
+@dataclasses.dataclass
+class Recording:
+    """What a run did, and the objects it did it with."""
+
+    steps: list[Step]
+    trainer: multi_task_trainer.MultiTaskTrainer
+    directory: Path
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [state["exp_avg"].clone() for state in optimizer.state.values()]
+
+
+def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def record(module, arguments: list[object], output: Path) -> Recording:
+    """Run `module.main()` with `arguments`, recording every step of its optimizers."""
+    steps: list[Step] = []
+    seen: dict = {}
+    original_init = multi_task_trainer.MultiTaskTrainer.__init__
+    original_step = multi_task_trainer.PerObjectiveOptimizer.step
+
+    def keep_trainer(self, **kwargs):
+        original_init(self, **kwargs)
+        seen["trainer"] = self
+        collate = self.data_collator
+
+        def remember(rows):
+            seen["rows"] = rows
+            return collate(rows)
+
+        remember.valid_label_columns = collate.valid_label_columns
+        self.data_collator = remember
+
+    def recorded_step(self, closure=None):
+        mine = self.optimizers[self.active]
+        others = [optimizer for name, optimizer in self.optimizers.items() if name != self.active]
+        gradients = [p.grad for group in mine.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])).item()
+        before, mine_before = [moments(other) for other in others], moments(mine)
+        original_step(self, closure)
+        after = [moments(other) for other in others]
+        texts = [tuple(v for v in row.values() if isinstance(v, str))[: len(row) - 1] for row in seen["rows"]]
+        steps.append(
+            Step(
+                self.active,
+                texts,
+                [group["lr"] for group in mine.param_groups],
+                norm,
+                all(map(equal, before, after)),
+                not equal(mine_before, moments(mine)),
+            )
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multi_task_trainer.MultiTaskTrainer, "__init__", keep_trainer)
+        patch.setattr(multi_task_trainer.PerObjectiveOptimizer, "step", recorded_step)
+        patch.setattr(sys, "argv", [module.__file__, *map(str, arguments), "--output_dir", str(output)])
+        module.main()
+    return Recording(steps, seen["trainer"], Path(seen["trainer"].args.output_dir))
