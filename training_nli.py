@@ -15,12 +15,12 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from data_util import find_kor_nli_train_files, load_kor_nli
+from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.cli import run
 from kf_deberta.training.batches import TripletBatchSampler
 from kf_deberta.training.flags import parse_recipe, positive, recipe_parser
 from kf_deberta.training.loop import train_and_score
-from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
+from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
 from kf_deberta.training.trainer import MultiTaskTrainer
 
 
@@ -44,7 +44,9 @@ def main() -> None:
     # 2. Data: triplets from every KorNLI train file
     root = kor_nlu_datasets(args, training_args)
     nli = load_kor_nli(find_kor_nli_train_files(root), seed=args.seed)
-    dev, test = kor_sts_evaluators(root, args)
+    dev_file, test_file = (root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test"))
+    dev = kor_sts_evaluator(load_kor_sts(dev_file), dev_file, args)
+    test = kor_sts_evaluator(load_kor_sts(test_file), test_file, args)
 
     # 3. Model: the encoder with mean pooling, in float32
     model = load_base(args)

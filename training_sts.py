@@ -16,7 +16,7 @@ from kf_deberta.cli import run
 from kf_deberta.training.batches import ShuffledBatchSampler
 from kf_deberta.training.flags import parse_recipe, positive, recipe_parser
 from kf_deberta.training.loop import train_and_score
-from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluators, load_base, with_matryoshka
+from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
 from kf_deberta.training.trainer import MultiTaskTrainer
 
 
@@ -39,7 +39,9 @@ def main() -> None:
     # 2. Data: KorSTS pairs with their gold score / 5
     root = kor_nlu_datasets(args, training_args)
     sts = load_kor_sts(root / "KorSTS" / "sts-train.tsv")
-    dev, test = kor_sts_evaluators(root, args)
+    dev_file, test_file = (root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test"))
+    dev = kor_sts_evaluator(load_kor_sts(dev_file), dev_file, args)
+    test = kor_sts_evaluator(load_kor_sts(test_file), test_file, args)
 
     # 3. Model: the encoder with mean pooling, in float32
     model = load_base(args)

@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from data_util import git_blob_id, load_kor_sts
+from data_util import load_kor_sts
 from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, check_writable, run
 from kf_deberta.data.download import ensure_kor_nlu_datasets
+from kf_deberta.data.official import git_blob_id
 from kf_deberta.evaluation.models import score_model
 from kf_deberta.evaluation.published import PUBLISHED_ROWS
 from kf_deberta.evaluation.report import errors_table, report

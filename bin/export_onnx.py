@@ -21,6 +21,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from sentence_transformers import SentenceTransformer
 
+from data_util import load_kor_sts
 from kf_deberta.cli import InputError, check_writable, run
 from kf_deberta.export import check as onnx_check
 from kf_deberta.export import readme as onnx_readme
@@ -118,7 +119,7 @@ def write_graphs(model: SentenceTransformer, work: Path, stem: str, args: argpar
         if sts_file is None:
             print(f"warning: {args.sts_dataset_path} is not there, so the loss on KorSTS was not measured")
             return
-        figures = onnx_check.compare_on_kor_sts(model, [full, small], sts_file)
+        figures = onnx_check.compare_on_kor_sts(model, [full, small], load_kor_sts(sts_file), sts_file)
         warning = onnx_check.check_loss(figures, small.name, force=args.force)
         if warning:
             print(f"warning: {warning}")

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-import data_util
 from kf_deberta.cli import InputError
 from kf_deberta.data import download as data_download
+from kf_deberta.data import official
 from kf_deberta.data.download import ensure_kor_nlu_datasets
 
 
@@ -29,7 +29,7 @@ def origin(tmp_path, monkeypatch):
     for name in ("GIT_DIR", "GIT_INDEX_FILE"):  # set where a git hook runs the tests
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "origin"
-    for name in data_util.BLOB_IDS:
+    for name in official.BLOB_IDS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"sentence1\tsentence2\n{name}\t한국어\n".encode())
     git(tmp_path, "init", "--quiet", str(folder))
@@ -37,7 +37,7 @@ def origin(tmp_path, monkeypatch):
     git(folder, "commit", "--quiet", "-m", "data")
     monkeypatch.setattr(data_download, "COMMIT", git(folder, "rev-parse", "HEAD"))
     monkeypatch.setattr(
-        data_util, "BLOB_IDS", {name: git(folder, "rev-parse", f"HEAD:{name}") for name in data_util.BLOB_IDS}
+        official, "BLOB_IDS", {name: git(folder, "rev-parse", f"HEAD:{name}") for name in official.BLOB_IDS}
     )
     (folder / "KorSTS" / "sts-dev.tsv").write_text("a later version\n")
     git(folder, "commit", "--quiet", "--all", "-m", "later")
@@ -57,7 +57,7 @@ def parent(tmp_path):
 def test_clone_has_the_pinned_files_and_is_announced_in_one_line(origin, parent, capfd):
     path = parent / "deep" / "kor-nlu-datasets"
     ensure_kor_nlu_datasets(path)
-    for name in data_util.BLOB_IDS:
+    for name in official.BLOB_IDS:
         assert (path / name).read_bytes() == f"sentence1\tsentence2\n{name}\t한국어\n".encode()
     assert os.listdir(parent) == ["deep"] and os.listdir(path.parent) == ["kor-nlu-datasets"]
     assert path.stat().st_mode & stat.S_IROTH
@@ -146,7 +146,7 @@ def test_another_process_that_was_faster_wins(origin, parent, monkeypatch):
     def verify_slowly(clone):
         (parent / "data").mkdir()
         (parent / "data" / "first").touch()
-        return data_util.verify(clone)
+        return official.verify(clone)
 
     monkeypatch.setattr(data_download, "verify", verify_slowly)
     ensure_kor_nlu_datasets(parent / "data")

@@ -8,9 +8,10 @@ from collections import Counter, defaultdict
 import pytest
 from scipy.stats import chi2_contingency, chisquare
 
-from data_util import find_kor_nli_train_files, load_kor_nli, verify
+from data_util import find_kor_nli_train_files, load_kor_nli
 from kf_deberta.cli import InputError
 from kf_deberta.data import tsv as tsv_util
+from kf_deberta.data.official import verify
 
 HEADER = "sentence1\tsentence2\tgold_label\n"
 LABELS = ("entailment", "contradiction", "neutral")

@@ -2,8 +2,9 @@ import logging
 
 import pytest
 
-from data_util import KOR_STS_ROWS, load_kor_sts
+from data_util import load_kor_sts
 from kf_deberta.data import tsv as tsv_util
+from kf_deberta.data.official import KOR_STS_ROWS
 
 HEADER = "sentence1\tsentence2\tscore"
 ROWS = [("비가 온다.", "비가 내린다.", "4.8"), ("주가가 올랐다.", "금리가 내렸다.", "0.600"), ("같다", "같다", "5")]

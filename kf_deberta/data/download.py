@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_util import verify
 from kf_deberta.cli import InputError
+from kf_deberta.data.official import verify
 
 URL = "https://github.com/kakaobrain/kor-nlu-datasets"  # environment variable KOR_NLU_DATASETS_URL overrides it
 COMMIT = "0df0fe7d496eb61b092e022e238c2230b29f1cbc"

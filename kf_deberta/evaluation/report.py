@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from data_util import BLOB_IDS
+from kf_deberta.data.official import BLOB_IDS
 from kf_deberta.evaluation.published import PUBLISHED_ROWS, PublishedRow, find_published
 from kf_deberta.evaluation.results import Record, label
 from kf_deberta.evaluation.scoring import FIGURES

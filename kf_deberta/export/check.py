@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from data_util import load_kor_sts
 from kf_deberta.cli import InputError
 from kf_deberta.evaluation.scoring import FIGURES, check_gold, encode_pairs, encode_sorted, pair_similarities, score
 from kf_deberta.export.graph import OUTPUTS, ExportError
@@ -91,23 +91,24 @@ def _embeddings(path: Path, sentences: Sequence[str], shape: tuple[int, ...]) ->
     return results
 
 
-def eight_figures(encode: Callable[[list[str]], np.ndarray], sts_file: Path) -> dict[str, float]:
-    """The eight correlations (x100) of an encoding function on the sentence pairs of a KorSTS file."""
-    pairs = load_kor_sts(sts_file)
+def eight_figures(encode: Callable[[list[str]], np.ndarray], pairs: Dataset) -> dict[str, float]:
+    """The eight correlations (x100) of an encoding function on sentence pairs as data_util.load_kor_sts gives them."""
     gold = np.asarray(pairs["score"])
-    check_gold(gold, sts_file)
     embedded = encode_pairs(encode, pairs["sentence1"], pairs["sentence2"])
     return {name: 100 * value for name, value in score(pair_similarities(embedded), gold).items()}
 
 
-def compare_on_kor_sts(model: SentenceTransformer, graphs: Sequence[Path], sts_file: Path) -> dict[str, dict]:
-    """Print torch's and each graph's eight figures and size as a Markdown table; the figures by name."""
+def compare_on_kor_sts(
+    model: SentenceTransformer, graphs: Sequence[Path], pairs: Dataset, sts_file: Path
+) -> dict[str, dict]:
+    """Print torch's and each graph's eight figures on `pairs` of `sts_file`, and its size; the figures by name."""
+    check_gold(np.asarray(pairs["score"]), sts_file)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    rows = {"torch": eight_figures(lambda sentences: encode_sorted(model, sentences, 64), sts_file)}
+    rows = {"torch": eight_figures(lambda sentences: encode_sorted(model, sentences, 64), pairs)}
     sizes = {"torch": weights}
     for path in graphs:
         encoder = OnnxEncoder(path, device="cpu")
-        rows[path.name] = eight_figures(lambda s, e=encoder: e.encode(s, show_progress_bar=True), sts_file)
+        rows[path.name] = eight_figures(lambda s, e=encoder: e.encode(s, show_progress_bar=True), pairs)
         sizes[path.name] = file_bytes(path)
     print(f"\n{sts_file}, x100, Pearson / Spearman\n\n| graph | MB | cosine | euclidean | manhattan | dot |")
     print("|---|---|---|---|---|---|")

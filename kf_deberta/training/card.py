@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from data_util import KOR_STS_ROWS
+from kf_deberta.data.official import KOR_STS_ROWS
 
 EXAMPLES = [
     "은행에서 예금을 만기로 인출하는 고객이 있다.",

@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
-from data_util import load_kor_sts
 from kf_deberta.cli import InputError
 from kf_deberta.data.download import ensure_kor_nlu_datasets
 from kf_deberta.model.cpu_memory import keep_freed_memory
@@ -60,28 +60,32 @@ def with_matryoshka(
     return {name: MatryoshkaLoss(model, loss, dims) for name, loss in losses.items()} if dims else losses
 
 
-def kor_sts_evaluators(root: Path, args: argparse.Namespace) -> tuple[SequentialEvaluator, SequentialEvaluator]:
-    """Return the evaluators of KorSTS dev and test: all eight figures, at full size and at each Matryoshka dimension.
+def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> SequentialEvaluator:
+    """Return the evaluator of KorSTS pairs: all eight figures, at full size and at each Matryoshka dimension.
 
     The main score is the cosine Spearman at full size, the figure that the published table ranks by.
+
+    Args:
+        pairs: what data_util.load_kor_sts returns for `path`.
+        path: sts-dev.tsv or sts-test.tsv; the figures carry its name without suffix.
+        args: the script's flags.
+
+    Raises:
+        InputError: all scores are the same, so that no correlation exists.
     """
-    evaluators = []
-    for split in ("dev", "test"):
-        data = load_kor_sts(root / "KorSTS" / f"sts-{split}.tsv")
-        if len(set(data["score"][:])) < 2:
-            raise InputError(f"{root}/KorSTS/sts-{split}.tsv: a correlation needs at least two different scores")
-        parts = [
-            EmbeddingSimilarityEvaluator(
-                data["sentence1"][:],
-                data["sentence2"][:],
-                data["score"][:],
-                name=f"sts-{split}" if dim is None else f"sts-{split}-{dim}",
-                batch_size=args.eval_batch_size,
-                similarity_fn_names=SIMILARITIES,
-                main_similarity="cosine",
-                truncate_dim=dim,
-            )
-            for dim in [None, *(args.matryoshka_dims or [])]
-        ]
-        evaluators.append(SequentialEvaluator(parts, main_score_function=lambda scores: scores[0]))
-    return tuple(evaluators)
+    if len(set(pairs["score"][:])) < 2:
+        raise InputError(f"{path}: a correlation needs at least two different scores")
+    parts = [
+        EmbeddingSimilarityEvaluator(
+            pairs["sentence1"][:],
+            pairs["sentence2"][:],
+            pairs["score"][:],
+            name=path.stem if dim is None else f"{path.stem}-{dim}",
+            batch_size=args.eval_batch_size,
+            similarity_fn_names=SIMILARITIES,
+            main_similarity="cosine",
+            truncate_dim=dim,
+        )
+        for dim in [None, *(args.matryoshka_dims or [])]
+    ]
+    return SequentialEvaluator(parts, main_score_function=lambda scores: scores[0])
