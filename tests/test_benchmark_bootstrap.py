@@ -21,20 +21,24 @@ def data():
 
 def test_every_resample_has_scipys_figures(data):
     similarities, gold = data
-    counts = bootstrap.draw_counts(PAIRS, 30, SEED)
-    assert (counts.sum(axis=1) == PAIRS).all() and (counts == 0).any()
-    figures = bootstrap.resampled_figures(similarities, gold, counts)
+    figures = bootstrap.resampled_figures(similarities, gold, 30, SEED)
     assert figures.shape == (len(FIGURES), 30)
-    for b, count in enumerate(counts):
-        drawn = np.repeat(np.arange(PAIRS), count)
+    draws = np.random.default_rng(SEED).integers(PAIRS, size=(30, PAIRS))
+    for b, drawn in enumerate(draws):
         for s, values in enumerate(similarities):
             assert figures[2 * s, b] == pytest.approx(stats.pearsonr(values[drawn], gold[drawn])[0], abs=1e-12)
             assert figures[2 * s + 1, b] == pytest.approx(stats.spearmanr(values[drawn], gold[drawn])[0], abs=1e-12)
 
 
+def test_the_size_of_chunks_changes_no_figure(data, monkeypatch):
+    whole = bootstrap.resampled_figures(*data, 30, SEED)
+    monkeypatch.setattr(bootstrap, "CHUNK", 7 * PAIRS)
+    np.testing.assert_array_equal(bootstrap.resampled_figures(*data, 30, SEED), whole)
+
+
 def test_interval_is_scipys(data):
     similarities, gold = data
-    figures = bootstrap.resampled_figures(similarities, gold, bootstrap.draw_counts(PAIRS, 4000, SEED))
+    figures = bootstrap.resampled_figures(similarities, gold, 4000, SEED)
     low, high = bootstrap.interval(figures)[:, FIGURES.index("cosine_spearman")]
     expected = stats.bootstrap(
         (similarities[0], gold),
@@ -50,9 +54,9 @@ def test_interval_is_scipys(data):
     assert high == pytest.approx(expected.high, abs=0.1 * (high - low))
 
 
-def test_seed_decides_the_resamples():
-    assert (bootstrap.draw_counts(50, 20, 1) == bootstrap.draw_counts(50, 20, 1)).all()
-    assert (bootstrap.draw_counts(50, 20, 1) != bootstrap.draw_counts(50, 20, 2)).any()
+def test_seed_decides_the_resamples(data):
+    first, again, other = (bootstrap.resampled_figures(*data, 20, seed) for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
 
 
 def test_p_value_of_equal_better_and_undecided_models():
@@ -69,18 +73,21 @@ def test_p_value_and_interval_agree_on_a_paired_difference(data):
     gold = data[1]
     good = gold + generator.normal(0, 0.3, PAIRS)
     worse = good + generator.normal(0, 0.15, PAIRS)
-    counts = bootstrap.draw_counts(PAIRS, 2000, SEED)
-    first, second = (bootstrap.resampled_figures(np.stack([values] * 4), gold, counts)[1] for values in (good, worse))
+    first, second = (
+        bootstrap.resampled_figures(np.stack([values] * 4), gold, 2000, SEED)[1] for values in (good, worse)
+    )
     assert bootstrap.interval(second)[1] > bootstrap.interval(first)[0]
     difference = second - first
     assert bootstrap.interval(difference)[1] < 0
     assert bootstrap.p_value(difference) < 0.05
 
 
-def test_resample_of_equal_values_is_left_out():
+def test_resample_of_equal_values_is_left_out(recwarn):
     gold = np.array([0.0, 0.5, 1.0])
-    counts = np.array([[1, 1, 1], [3, 0, 0]])
-    figures = bootstrap.resampled_figures(np.stack([gold + 0.1] * 4), gold, counts)
-    assert figures[:, 0] == pytest.approx(np.ones(8))
-    assert np.isnan(figures[:, 1]).all()
+    figures = bootstrap.resampled_figures(np.stack([gold + 0.1] * 4), gold, 50, SEED)
+    draws = np.random.default_rng(SEED).integers(3, size=(50, 3))
+    equal = (draws == draws[:, :1]).all(axis=1)
+    assert 0 < equal.sum() < 50 and np.isnan(figures[:, equal]).all()
+    assert figures[:, ~equal] == pytest.approx(np.ones((8, 50 - equal.sum())))
     assert bootstrap.interval(figures) == pytest.approx(np.ones((2, 8)))
+    assert not recwarn.list

@@ -120,12 +120,11 @@ def add_bootstrap(
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
     """
-    counts = bootstrap.draw_counts(len(gold), resamples, seed)
     first, first_samples = None, np.empty(0)
     for record, values in zip(records, similarities, strict=True):
         if values is None:
             continue
-        samples = bootstrap.resampled_figures(values, gold, counts)
+        samples = bootstrap.resampled_figures(values, gold, resamples, seed)
         record |= {"resamples": resamples, "seed": seed}
         for name, low, high in zip(FIGURES, *bootstrap.interval(samples).tolist(), strict=True):
             record |= {f"{name}_low": low, f"{name}_high": high}
