@@ -50,8 +50,8 @@ def test_single_recipes_share_seed_optimizer_schedule_and_clipping(name, request
     run = request.getfixturevalue(f"{name}_run")
     assert {run.trainer.args.seed, run.trainer.batch_samplers[name].seed} == {777}
 
-    optimizer = run.trainer.objective_optimizer.optimizers[name]
-    assert type(optimizer) is torch.optim.AdamW
+    optimizer = run.trainer.optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
     names = {id(parameter): name for name, parameter in run.trainer.model.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}

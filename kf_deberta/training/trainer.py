@@ -5,14 +5,15 @@ own batch size, its own AdamW moments and its own linear schedule that counts ro
 """
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader
-from transformers import get_scheduler
+from transformers import TrainingArguments
 
 from kf_deberta.cli import InputError
 from kf_deberta.training.batches import AlternatingBatchSampler
@@ -21,70 +22,34 @@ from kf_deberta.training.checkpoints import keep_newest_and_best, write_checkpoi
 PENDING_LOG = "pending_log.json"  # losses since the last log line, which a resumed run must not lose
 
 
-class PerObjectiveOptimizer(torch.optim.Optimizer):
-    """One optimizer per objective behind the interface of one; `active` names the objective whose turn it is.
+class PerObjectiveAdamW(torch.optim.AdamW):
+    """AdamW that keeps the moments of each objective apart, over the same parameters and rates.
 
     The moments never mix, so an objective with small gradients takes full-size Adam steps of its own.
     """
 
-    def __init__(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
-        """Take one optimizer per objective name, all over the same parameters."""
-        self.optimizers = optimizers
-        self.active = next(iter(optimizers))
-        self.defaults = self.optimizers[self.active].defaults
+    def __init__(self, *args, **kwargs) -> None:
+        """Take what torch's AdamW takes."""
+        super().__init__(*args, **kwargs)
+        self.states: dict[str, dict] = {}  # moments by objective; `self.state` is the one whose turn it is
 
-    @property
-    def param_groups(self) -> list[dict]:
-        """Parameter groups of the active objective's optimizer."""
-        return self.optimizers[self.active].param_groups
-
-    @property
-    def state(self) -> dict:
-        """Moments of the active objective's optimizer."""
-        return self.optimizers[self.active].state
-
-    def step(self, closure=None) -> None:
-        """Step the active objective's optimizer and no other."""
-        self.optimizers[self.active].step(closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, which the objectives share."""
-        self.optimizers[self.active].zero_grad(set_to_none=set_to_none)
+    def turn_to(self, objective: str) -> None:
+        """Make the next step one of `objective`."""
+        self.state = self.states.setdefault(objective, defaultdict(dict))
 
     def state_dict(self) -> dict:
-        """Return the state of every objective's optimizer by name."""
-        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        """Return the state of every objective by name, each as torch's AdamW returns its single one."""
+        packed = {}
+        for name in self.states:
+            self.turn_to(name)
+            packed[name] = super().state_dict()
+        return packed
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore what `state_dict` returned."""
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state_dict[name])
-
-
-class PerObjectiveScheduler(LRScheduler):
-    """One learning-rate schedule per objective, each counting its own steps, behind the interface of one."""
-
-    def __init__(self, schedulers: dict[str, LRScheduler], optimizer: PerObjectiveOptimizer) -> None:
-        """Take one schedule per objective name and the optimizer that knows whose turn it is."""
-        self.schedulers = schedulers
-        self.optimizer = optimizer
-
-    def step(self, epoch: int | None = None) -> None:
-        """Advance the active objective's schedule and no other."""
-        self.schedulers[self.optimizer.active].step()
-
-    def get_last_lr(self) -> list[float]:
-        """Return the learning rate of each parameter group of the active objective."""
-        return self.schedulers[self.optimizer.active].get_last_lr()
-
-    def state_dict(self) -> dict:
-        """Return the state of every objective's schedule by name."""
-        return {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore what `state_dict` returned."""
-        for name, scheduler in self.schedulers.items():
-            scheduler.load_state_dict(state_dict[name])
+        for name, state in state_dict.items():
+            super().load_state_dict(state)
+            self.states[name] = self.state
 
 
 class MultiTaskTrainer(SentenceTransformerTrainer):
@@ -126,54 +91,40 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         self.batches.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
-    # 2. One AdamW and one schedule per objective.
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build one optimizer per objective, each as the library builds its single one."""
-        optimizers = {}
-        for name in self.batch_samplers:
-            self.optimizer = None
-            optimizers[name] = super().create_optimizer(model)
-        self.optimizer = self.objective_optimizer = PerObjectiveOptimizer(optimizers)
-        return self.optimizer
+    # 2. One AdamW with moments for each objective, one schedule that counts rounds.
+    def get_optimizer_cls_and_kwargs(self, args: TrainingArguments, model: torch.nn.Module | None = None) -> tuple:
+        """Return the class above with the arguments that the library gives its AdamW."""
+        return PerObjectiveAdamW, super().get_optimizer_cls_and_kwargs(args, model)[1]
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """Build one schedule per objective over the rounds, warm-up counted in rounds."""
-        rounds = num_training_steps // len(self.batch_samplers)
-        schedulers = {
-            name: get_scheduler(
-                self.args.lr_scheduler_type,
-                optimizer=inner,
-                num_warmup_steps=self.args.get_warmup_steps(rounds),
-                num_training_steps=rounds,
-                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
-            )
-            for name, inner in self.objective_optimizer.optimizers.items()
-        }
-        self.lr_scheduler = PerObjectiveScheduler(schedulers, self.objective_optimizer)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Build the library's schedule over the rounds, warm-up in rounds too; the steps of a round share its rate."""
+        objectives = len(self.batch_samplers)
+        schedule = super().create_scheduler(num_training_steps // objectives, optimizer)
+        schedule.lr_lambdas = [lambda step, rate=rate: rate(step // objectives) for rate in schedule.lr_lambdas]
+        return schedule
 
     # 3. A step belongs to one objective; what it logs carries that objective's name.
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
         """Run forward and backward of one batch, and stop the run when the loss is not finite."""
-        self.objective_optimizer.active = objective = inputs["dataset_name"]
+        self.objective = inputs["dataset_name"]
+        self.optimizer.optimizer.turn_to(self.objective)  # the outer one is accelerate's
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check_finite("loss", loss)
-        values = self.logged[objective]
+        values = self.logged[self.objective]
         values.setdefault("losses", []).append(loss.detach())
-        values["learning_rate"] = self.objective_optimizer.param_groups[0]["lr"]
+        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         grad_norm = super()._get_grad_norm(model, grad_norm)
         self._check_finite("gradient", torch.as_tensor(grad_norm))
-        self.logged[self.objective_optimizer.active]["grad_norm"] = grad_norm
+        self.logged[self.objective]["grad_norm"] = grad_norm
         return grad_norm
 
     def _check_finite(self, what: str, value: torch.Tensor) -> None:
         if torch.isfinite(value).all():
             return
-        objective = self.objective_optimizer.active
+        objective = self.objective
         number = self.state.global_step // len(self.batch_samplers)
         index = list(self.batch_samplers).index(objective)
         rows = self.batches.round_batches(number)[index]

@@ -31,8 +31,8 @@ class Recording:
     directory: Path
 
 
-def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [state["exp_avg"].clone() for state in optimizer.state.values()]
+def moments(state: dict) -> list[torch.Tensor]:
+    return [values["exp_avg"].clone() for values in state.values()]
 
 
 def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
@@ -44,7 +44,7 @@ def record(module, arguments: list[object], output: Path) -> Recording:
     steps: list[Step] = []
     seen: dict = {}
     original_init = multi_task_trainer.MultiTaskTrainer.__init__
-    original_step = multi_task_trainer.PerObjectiveOptimizer.step
+    original_step = multi_task_trainer.PerObjectiveAdamW.step
 
     def keep_trainer(self, **kwargs):
         original_init(self, **kwargs)
@@ -59,28 +59,28 @@ def record(module, arguments: list[object], output: Path) -> Recording:
         self.data_collator = remember
 
     def recorded_step(self, closure=None):
-        mine = self.optimizers[self.active]
-        others = [optimizer for name, optimizer in self.optimizers.items() if name != self.active]
-        gradients = [p.grad for group in mine.param_groups for p in group["params"] if p.grad is not None]
+        objective = seen["trainer"].objective
+        others = [state for name, state in self.states.items() if name != objective]
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])).item()
-        before, mine_before = [moments(other) for other in others], moments(mine)
+        before, mine_before = [moments(other) for other in others], moments(self.states[objective])
         original_step(self, closure)
         after = [moments(other) for other in others]
         texts = [tuple(v for v in row.values() if isinstance(v, str))[: len(row) - 1] for row in seen["rows"]]
         steps.append(
             Step(
-                self.active,
+                objective,
                 texts,
-                [group["lr"] for group in mine.param_groups],
+                [group["lr"] for group in self.param_groups],
                 norm,
                 all(map(equal, before, after)),
-                not equal(mine_before, moments(mine)),
+                not equal(mine_before, moments(self.states[objective])),
             )
         )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multi_task_trainer.MultiTaskTrainer, "__init__", keep_trainer)
-        patch.setattr(multi_task_trainer.PerObjectiveOptimizer, "step", recorded_step)
+        patch.setattr(multi_task_trainer.PerObjectiveAdamW, "step", recorded_step)
         patch.setattr(sys, "argv", [module.__file__, *map(str, arguments), "--output_dir", str(output)])
         module.main()
     return Recording(steps, seen["trainer"], Path(seen["trainer"].args.output_dir))
