@@ -190,7 +190,7 @@ def test_kept_model_is_the_best_dev_cosine_spearman(run, dev_rows, toy_data):
     assert run.trainer.state.best_global_step == int(best["steps"])
     facts = json.loads((run.directory / "training_arguments.json").read_text())
     assert facts["best_dev_cosine_spearman"] == pytest.approx(100 * float(best["cosine_spearman"]))
-    with (run.directory / "eval" / "similarity_evaluation_sts-test_results.csv").open() as file:
+    with (run.directory / "similarity_evaluation_sts-test_results.csv").open() as file:
         (scores,) = csv.DictReader(file)
     assert (scores["epoch"], scores["steps"]) == (best["epoch"], best["steps"])
     saved = cosine_pearson(run.directory, toy_data / "KorSTS" / "sts-dev.tsv")
@@ -227,7 +227,7 @@ def test_model_is_transformer_128_with_mean_pooling_and_plain_transformers_agree
         "manhattan": -np.abs(left - right).sum(1),
         "dot": (left * right).sum(1),
     }
-    with (run.directory / "eval" / "similarity_evaluation_sts-test_results.csv").open() as file:
+    with (run.directory / "similarity_evaluation_sts-test_results.csv").open() as file:
         (scores,) = csv.DictReader(file)
     for name, values in similarity.items():
         assert float(scores[f"{name}_pearson"]) == pytest.approx(pearsonr(gold, values)[0], abs=1e-5)

@@ -138,7 +138,7 @@ def test_equal_seeds_give_equal_runs_whatever_pythonhashseed(toy_base, toy_data,
         (directory,) = output.iterdir()
         history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
         losses = [{k: v for k, v in row.items() if "loss" in k or "norm" in k} for row in history if "round" in row]
-        csv_rows = (directory / "eval" / "similarity_evaluation_sts-test_results.csv").read_text()
+        csv_rows = (directory / "similarity_evaluation_sts-test_results.csv").read_text()
         results.append((losses, csv_rows, (directory / "model.safetensors").read_bytes()))
     assert len(results[0][0]) == 3
     assert results[0] == results[1]
@@ -151,8 +151,13 @@ def check_outputs(directory, stdout):
     assert (facts["status"], facts["seed"]) == ("finished", 42)
     assert facts["libraries"]["sentence-transformers"] == "6.2.0"
     assert {"16_cosine_spearman", "8_cosine_spearman", "cosine_spearman"} <= facts["test"].keys()
-    for name in ("sts-dev", "sts-test", "sts-dev-16", "sts-test-8"):
-        with (directory / "eval" / f"similarity_evaluation_{name}_results.csv").open() as file:
+    for name in (
+        "eval/{}_sts-dev_results",
+        "{}_sts-test_results",
+        "eval/{}_sts-dev-16_results",
+        "{}_sts-test-8_results",
+    ):
+        with (directory / f"{name.format('similarity_evaluation')}.csv").open() as file:
             assert len(next(csv.reader(file))) == 10
     assert (directory / "training_curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(directory.glob("checkpoint-*"))

@@ -19,11 +19,13 @@ from kf_deberta.training.callbacks import LossLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
 from kf_deberta.training.checkpoints import cannot_write
 from kf_deberta.training.curves import draw_training_curves
-from kf_deberta.training.run import Run, forget_after, open_run
+from kf_deberta.training.run import RUN_FILE, Run, forget_after, open_run
 from kf_deberta.training.setup import SIMILARITIES
 from kf_deberta.training.trainer import MultiTaskTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# the state of training, and what names folders of this machine; the card says all that others need
+NOT_PUSHED = ["trainer_state.json", RUN_FILE, ".lock", "checkpoint-*/**", "unfinished-checkpoint/**", "runs/**"]
 
 
 def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: SequentialEvaluator) -> None:
@@ -79,7 +81,12 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     except (OSError, SafetensorError) as error:
         raise cannot_write(run.directory, run.directory, error) from error
     if trainer.args.push_to_hub:
-        upload_folder(repo_id=trainer.hub_model_id, folder_path=run.directory, token=trainer.args.hub_token)
+        upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=run.directory,
+            token=trainer.args.hub_token,
+            ignore_patterns=NOT_PUSHED,
+        )
     print_summary(run)
 
 
@@ -102,11 +109,10 @@ def finish(
         trust_remote_code=args.trust_remote_code,
     )
     model.model_card_data = trainer.model.model_card_data  # the evaluator puts its figures there
-    eval_dir = run.directory / "eval"
-    for path in eval_dir.glob("*sts-test*.csv"):
+    for path in run.directory.glob("*sts-test*.csv"):
         path.unlink()
     step = trainer.state.best_global_step
-    scores = test_evaluator(model, str(eval_dir), epoch=step / steps_per_epoch, steps=step)
+    scores = test_evaluator(model, str(run.directory), epoch=step / steps_per_epoch, steps=step)
     if any(value != value for value in scores.values()):
         raise InputError(f"{run.directory}: a test figure is not a number; lower --learning_rate")
 
