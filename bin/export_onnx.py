@@ -18,22 +18,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import numpy as np
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from data_util import load_kor_sts
 from kf_deberta.cli import InputError, check_writable, run
+from kf_deberta.evaluation.scoring import check_gold
 from kf_deberta.export import check as onnx_check
 from kf_deberta.export import readme as onnx_readme
 from kf_deberta.export.graph import (
     OPSETS,
     ExportError,
     check_modules,
-    cpu_has_vnni,
     export_model,
-    quantize_int8,
+    graph_files,
     save_tokenizer,
 )
+from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
 from kf_deberta.model.load import load_model
 
 
@@ -89,7 +92,22 @@ def check_output_dir(directory: Path, stem: str) -> None:
             raise InputError(f"{path}: no export wrote it, and it would be overwritten; choose another --output_dir")
 
 
-def write_graphs(model: SentenceTransformer, work: Path, stem: str, args: argparse.Namespace) -> None:
+def load_test_pairs(directory: Path) -> Dataset | None:
+    """KorSTS test in a data directory, or None without the directory; InputError where it cannot be scored on."""
+    if not directory.exists():
+        print(f"warning: {directory} is not there, so the loss on KorSTS is not measured")
+        return None
+    path = directory / "sts-test.tsv"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the directory that holds it with --sts_dataset_path")
+    pairs = load_kor_sts(path)
+    check_gold(np.asarray(pairs["score"]), path)
+    return pairs
+
+
+def write_graphs(
+    model: SentenceTransformer, work: Path, stem: str, args: argparse.Namespace, pairs: Dataset | None
+) -> None:
     """Write and check the graphs and their tokenizer in the directory `work`; ExportError where a check fails."""
     # 1. float32, embeddings within 1e-4 of torch's
     save_tokenizer(model, work)
@@ -115,11 +133,10 @@ def write_graphs(model: SentenceTransformer, work: Path, stem: str, args: argpar
         cosine = onnx_check.check_reduced_graph(small, sentences, expected, onnx_check.INT8_MIN_COSINE)
         bits = 7 if reduce_range else 8
         print(f"{small.name}: cosine with torch's embeddings at least {cosine:.4f} ({bits}-bit weights)")
-        sts_file = onnx_check.find_test_file(args.sts_dataset_path)
-        if sts_file is None:
-            print(f"warning: {args.sts_dataset_path} is not there, so the loss on KorSTS was not measured")
+        if pairs is None:
             return
-        figures = onnx_check.compare_on_kor_sts(model, [full, small], load_kor_sts(sts_file), sts_file)
+        title = str(args.sts_dataset_path / "sts-test.tsv")
+        figures = onnx_check.compare_on_kor_sts(model, [full, small], pairs, title)
         warning = onnx_check.check_loss(figures, small.name, force=args.force)
         if warning:
             print(f"warning: {warning}")
@@ -139,14 +156,14 @@ def main() -> int:
     name, output_dir = args.model_name_or_path, args.output_dir
     stem = Path(name).resolve().name if Path(name).is_dir() else Path(name).name
     check_output_dir(output_dir, stem)
-    onnx_check.find_test_file(args.sts_dataset_path)
+    pairs = load_test_pairs(args.sts_dataset_path) if args.quantize else None
     fast = not args.no_fast_attention
     model = load_model(name, device="cpu", fast_attention=fast, max_seq_length=args.max_seq_length).eval()
     check_modules(model, name)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as directory:
         work = Path(directory)
         try:
-            write_graphs(model, work, stem, args)
+            write_graphs(model, work, stem, args, pairs)
         except ExportError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -165,7 +182,7 @@ def main() -> int:
     for suffix in onnx_readme.KINDS:
         path = output_dir / f"{stem}{suffix}.onnx"
         if suffix in suffixes:
-            print(f"{path}: {onnx_check.file_bytes(path) / 1e6:.1f} MB")
+            print(f"{path}: {sum(file.stat().st_size for file in graph_files(path)) / 1e6:.1f} MB")
         elif path.exists():  # of an earlier export, with another tokenizer and length
             path.unlink()
             print(f"{path}: of an earlier export, removed")

@@ -8,9 +8,8 @@ import onnx
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from kf_deberta.cli import InputError
-from kf_deberta.evaluation.scoring import FIGURES, check_gold, encode_pairs, encode_sorted, pair_similarities, score
-from kf_deberta.export.graph import OUTPUTS, ExportError
+from kf_deberta.evaluation.scoring import FIGURES, encode_pairs, encode_sorted, pair_similarities, score
+from kf_deberta.export.graph import OUTPUTS, ExportError, graph_files
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
 # largest absolute difference of any float32 embedding value from torch's
@@ -92,25 +91,25 @@ def _embeddings(path: Path, sentences: Sequence[str], shape: tuple[int, ...]) ->
 
 
 def eight_figures(encode: Callable[[list[str]], np.ndarray], pairs: Dataset) -> dict[str, float]:
-    """The eight correlations (x100) of an encoding function on sentence pairs as data_util.load_kor_sts gives them."""
-    gold = np.asarray(pairs["score"])
+    """The eight correlations (x100) of an encoding function on KorSTS pairs: sentence1, sentence2, score."""
     embedded = encode_pairs(encode, pairs["sentence1"], pairs["sentence2"])
-    return {name: 100 * value for name, value in score(pair_similarities(embedded), gold).items()}
+    return {
+        name: 100 * value for name, value in score(pair_similarities(embedded), np.asarray(pairs["score"])).items()
+    }
 
 
 def compare_on_kor_sts(
-    model: SentenceTransformer, graphs: Sequence[Path], pairs: Dataset, sts_file: Path
+    model: SentenceTransformer, graphs: Sequence[Path], pairs: Dataset, title: str
 ) -> dict[str, dict]:
-    """Print torch's and each graph's eight figures on `pairs` of `sts_file`, and its size; the figures by name."""
-    check_gold(np.asarray(pairs["score"]), sts_file)
+    """Print torch's and each graph's eight figures on `pairs`, and its size, under `title`; the figures by name."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     rows = {"torch": eight_figures(lambda sentences: encode_sorted(model, sentences, 64), pairs)}
     sizes = {"torch": weights}
     for path in graphs:
         encoder = OnnxEncoder(path, device="cpu")
         rows[path.name] = eight_figures(lambda s, e=encoder: e.encode(s, show_progress_bar=True), pairs)
-        sizes[path.name] = file_bytes(path)
-    print(f"\n{sts_file}, x100, Pearson / Spearman\n\n| graph | MB | cosine | euclidean | manhattan | dot |")
+        sizes[path.name] = sum(file.stat().st_size for file in graph_files(path))
+    print(f"\n{title}, x100, Pearson / Spearman\n\n| graph | MB | cosine | euclidean | manhattan | dot |")
     print("|---|---|---|---|---|---|")
     for name, figures in rows.items():
         values = [f"{figures[name]:.2f}" for name in FIGURES]
@@ -132,18 +131,3 @@ def check_loss(figures: dict[str, dict], name: str, *, force: bool) -> str | Non
     if loss > MAX_POINTS and not force:
         raise ExportError(f"{message}, over {MAX_POINTS:g}; nothing was written: leave --quantize out, or --force it")
     return message
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of a graph and, where there is one, its external data."""
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-
-
-def find_test_file(directory: Path) -> Path | None:
-    """The KorSTS test file in a data directory, or None; InputError where the directory has only other files."""
-    if not directory.exists():
-        return None
-    path = directory / "sts-test.tsv"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the directory that holds it with --sts_dataset_path")
-    return path

@@ -1,4 +1,4 @@
-"""Writing a sentence-embedding model as one ONNX graph, pooling included, in float32, float16 or int8.
+"""Writing a sentence-embedding model as one ONNX graph, pooling included, in float32 or float16.
 
 Every graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and gives float32 `last_hidden_state`
 [batch, sequence, hidden] and `sentence_embedding` [batch, dimensions]: what `SentenceTransformer.encode` returns.
@@ -7,17 +7,12 @@ Every graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and
 import contextlib
 import copy
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import onnx_ir
-import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers import Tokenizer
@@ -104,7 +99,7 @@ def export_model(
     attention_mask[1, 5:] = 0
     axes = {0: "batch", 1: "sequence"}
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.onnx.export(
                 wrapper,
                 (input_ids, attention_mask),
@@ -125,8 +120,8 @@ def export_model(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the remarks of exporter and quantiser on themselves (no torchvision, unfolded constants) from the user."""
+def quiet() -> Iterator[None]:
+    """Keep the remarks of exporter and quantizer on themselves (no torchvision, unfolded constants) from the user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -137,92 +132,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write the float32 graph `source` with int8 weights; activations are quantised at run time (dynamic).
-
-    Weights of matrix products: one scale per output channel. Word embeddings: one scale per row, which costs nothing
-    measurable, where one scale for the table costs a share of what all matrix products cost.
-
-    `reduce_range` keeps weights to 7 bits: without VNNI a CPU adds two products of 8 bits in 16, which overflows.
-    """
-    folded = path.with_name(f"{path.stem}.folded.onnx")
-    try:
-        # constants first: a weight that is used twice is not seen as one, and position terms would lose digits
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        options.log_severity_level = 3  # errors only
-        external = sum(file.stat().st_size for file in source.parent.glob(f"{source.name}*")) > max_file_bytes
-        if external:
-            key = "session.optimized_model_external_initializers_file_name"
-            options.add_session_config_entry(key, f"{folded.name}_data")
-        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(folded)
-        del graph.graph.value_info[:]  # shapes of before the folding; the quantiser infers them again
-        quantize_word_embeddings(graph.graph)
-        with _quiet():
-            quantize_dynamic(
-                graph,
-                folded,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                reduce_range=reduce_range,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=external,
-                extra_options={"MatMulConstBOnly": True},
-            )
-        graph = onnx.load(folded)
-        used = {node.domain for node in graph.graph.node}
-        kept = [entry for entry in graph.opset_import if entry.domain in used]
-        del graph.opset_import[:]
-        graph.opset_import.extend(kept)
-        for file in path.parent.glob(f"{path.name}*"):
-            file.unlink()
-        onnx.save_model(graph, path, save_as_external_data=external, location=f"{path.name}_data", size_threshold=1024)
-    finally:
-        for file in path.parent.glob(f"{folded.name}*"):
-            file.unlink()
-
-
-def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
-    """Turn the float table that `input_ids` indexes into int8 rows with a float32 scale each, in place."""
-    tables = {tensor.name: tensor for tensor in graph.initializer}
-    for index, node in enumerate(graph.node):
-        if node.op_type != "Gather" or node.input[1] != "input_ids" or node.input[0] not in tables:
-            continue
-        name, output = node.input[0], node.output[0]
-        table = onnx.numpy_helper.to_array(tables[name])
-        if sum(name in other.input for other in graph.node) > 1:
-            return
-        scale = np.abs(table).max(axis=1, keepdims=True) / 127
-        scale[scale == 0] = 1
-        rows = np.rint(table / scale).astype(np.int8)
-        graph.initializer.remove(tables[name])
-        graph.initializer.extend(
-            [
-                onnx.numpy_helper.from_array(rows, f"{name}_int8"),
-                onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
-            ]
-        )
-        nodes = [
-            onnx.helper.make_node("Gather", [f"{name}_int8", "input_ids"], [f"{output}_int8"]),
-            onnx.helper.make_node("Cast", [f"{output}_int8"], [f"{output}_rows"], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Gather", [f"{name}_scale", "input_ids"], [f"{output}_scale"]),
-            onnx.helper.make_node("Mul", [f"{output}_rows", f"{output}_scale"], [output]),
-        ]
-        graph.node.remove(node)
-        for offset, new in enumerate(nodes):
-            graph.node.insert(index + offset, new)
-        return
-
-
-def cpu_has_vnni() -> bool:
-    """Whether this CPU multiplies 8-bit integers without overflow (x86 VNNI, or the dot product of ARM)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # macOS, Windows: the 7-bit choice is right everywhere
-        return False
-    return re.search(r"avx512_vnni|avx_vnni|asimddp", text) is not None
+def graph_files(path: Path) -> list[Path]:
+    """Return the files of the graph at `path`: itself and, where there is one, its external data."""
+    return [file for file in (path, path.with_name(f"{path.name}_data")) if file.exists()]
 
 
 def save_tokenizer(model: SentenceTransformer, directory: Path) -> None:
