@@ -28,9 +28,8 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folded)
         options.log_severity_level = 3  # errors only
-        if external:
-            key = "session.optimized_model_external_initializers_file_name"
-            options.add_session_config_entry(key, f"{folded.name}_data")
+        key = "session.optimized_model_external_initializers_file_name"
+        options.add_session_config_entry(key, f"{folded.name}_data")  # else it may refer to the source's data
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(folded)
         del graph.graph.value_info[:]  # shapes of before the folding; the quantizer infers them again
