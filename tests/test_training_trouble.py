@@ -72,7 +72,7 @@ FLAG_CASES = [
     (["--model_name_or_path", "{bad_config}"], "cannot be loaded"),
     (["--model_name_or_path", "{bad_weights}"], "cannot be loaded"),
     (["--model_name_or_path", "{cut_weights}"], "cannot be loaded"),
-    (["--model_name_or_path", "{pickled}"], "no .safetensors weights"),
+    (["--model_name_or_path", "{pickled}"], "weights hold more than tensors"),
     (["--model_name_or_path", "{no_tokenizer}"], "no usable tokenizer"),
     (["--model_name_or_path", "{unfitting}"], "tokenizer has ids up to"),
     (["--model_name_or_path", "{wrong_type}"], "cannot be loaded"),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from kf_deberta.cli import InputError
 from kf_deberta.evaluation.results import Record
 from kf_deberta.evaluation.scoring import encode_pairs, encode_sorted, pair_similarities, score, transform
+from kf_deberta.model.hub import cached_commit
 from kf_deberta.model.load import load_model
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
@@ -29,9 +29,7 @@ def load_encoder(name: str, args: argparse.Namespace) -> tuple[Callable[[list[st
     device = model.device.type
     size = args.batch_size or (64 if device == "cpu" else 256)
     if not Path(name).is_dir():
-        # the cache keeps the files of a commit in a directory named by it
-        cached = [try_to_load_from_cache(name, file) for file in ("modules.json", "config.json")]
-        revision = next((Path(file).parent.name for file in cached if isinstance(file, str)), "unknown")
+        revision = cached_commit(name) or "unknown"
 
     def encode(sentences: list[str]) -> np.ndarray:
         with torch.autocast(device, torch.bfloat16, enabled=args.bf16):

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
 from kf_deberta.cli import InputError, one_line
-from kf_deberta.model.load import hub_unreachable
+from kf_deberta.model.hub import hub_unreachable
 from kf_deberta.training.batches import check_divides
 
 # set by the recipe; the value says which flag to use instead

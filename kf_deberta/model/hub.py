@@ -1,0 +1,85 @@
+"""What the model hub and its cache know of a name, and what the hub's refusals mean for the user."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_session, resolve_revision
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import httpx
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
+from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
+
+from kf_deberta.cli import InputError, one_line
+
+HUB_TIMEOUT_SECONDS = 5.0
+NO_HUB = (httpx.TransportError, OfflineModeIsEnabled)
+
+
+def hub_name(name: str) -> str:
+    """The name as the hub knows it: the library looks for most names without an owner in its own organization."""
+    own = "/" not in name and name.lower() not in ORIGINAL_TRANSFORMER_MODELS
+    return f"{SentenceTransformer.default_huggingface_organization}/{name}" if own else name
+
+
+def _cache() -> str | None:
+    """The directory that the library caches models in; None for the hub's own."""
+    return os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+
+
+def cached_commit(name: str) -> str | None:
+    """The commit of a hub model in the cache that the libraries use, or None where it is not cached."""
+    try:
+        return resolve_revision(hub_name(name), cache_dir=_cache(), local_files_only=True).resolved
+    except RevisionResolutionError:
+        return None
+
+
+def has_modules(name: str) -> bool:
+    """Whether a local directory or a cached model has a modules.json, that is, a pooling of its own."""
+    if not Path(name).is_dir():
+        name = hub_name(name)
+    return is_sentence_transformer_model(name, cache_folder=_cache(), local_files_only=True)
+
+
+def check_hub(name: str) -> None:
+    """Raise InputError within seconds when `name` is not cached and the hub has it not, or does not answer."""
+    if cached_commit(name) is not None:
+        return
+    try:
+        HfApi().model_info(hub_name(name), timeout=HUB_TIMEOUT_SECONDS)
+    except (HfHubHTTPError, *NO_HUB) as error:
+        raise InputError(hub_error(name, error)) from error
+
+
+def hub_error(name: str, error: BaseException) -> str | None:
+    """What an error of the hub means for the user, or None where the hub is not the cause."""
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return f"{name}: gated; accept its terms at {constants.ENDPOINT}/{name} and log in with hf auth login"
+        if isinstance(error, RepositoryNotFoundError):
+            return f"{name}: no such model at {constants.ENDPOINT}; check the name (a private one needs hf auth login)"
+        if isinstance(error, (HfHubHTTPError, LocalEntryNotFoundError, *NO_HUB)):
+            reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else one_line(error, 100)
+            return (
+                f"{name}: not cached, and the hub cannot be reached ({reason}); "
+                "give a local directory with --model_name_or_path, or run ./bin/demo.sh, which needs no hub"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def hub_unreachable() -> str | None:
+    """Return why the model hub cannot be reached, or None; answers within HUB_TIMEOUT_SECONDS."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+    except NO_HUB as error:
+        return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else one_line(error, 100)
+    return None
