@@ -33,12 +33,23 @@ class RecipeCallback(TrainerCallback):
     The epoch's end is the library's to evaluate and save. A checkpoint goes with every evaluation.
     """
 
-    def __init__(self, objectives: int, rounds_per_epoch: int, eval_steps: int, save_steps: int | None) -> None:
-        """Take the objectives a round, the rounds an epoch, and the rounds between evaluations and checkpoints."""
+    def __init__(
+        self,
+        objectives: int,
+        rounds_per_epoch: int,
+        eval_steps: int,
+        save_steps: int | None,
+        write_csv: Callable[[list[dict]], None],
+    ) -> None:
+        """Take objectives per round, rounds per epoch, rounds between evaluations and between checkpoints.
+
+        `write_csv` writes the evaluations of a log; a resumed run's log ends at its checkpoint, so its files do too.
+        """
         self.objectives = objectives
         self.rounds_per_epoch = rounds_per_epoch
         self.eval_steps = eval_steps
         self.save_steps = save_steps
+        self.write_csv = write_csv
         self.signal: int | None = None
         self.handlers: dict[int, Callable | int | None] = {}  # those before training
 
@@ -46,6 +57,8 @@ class RecipeCallback(TrainerCallback):
         """Take SIGINT and SIGTERM: the first asks for a checkpoint, a second one stops at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self._take_signal)
+        if state.is_world_process_zero:
+            self.write_csv(state.log_history)
         if state.best_global_step:  # a resumed run may have been moved since
             state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{state.best_global_step}"
 
@@ -85,8 +98,9 @@ class RecipeCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **kwargs
     ) -> None:
-        """Print one line an evaluation."""
+        """Print one line per evaluation and write its figures."""
         if state.is_world_process_zero:
+            self.write_csv(state.log_history)
             score = metrics[args.metric_for_best_model]
             rounds = state.global_step // self.objectives
             total = state.max_steps // self.objectives

@@ -5,22 +5,22 @@ import os
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import upload_folder
 from safetensors import SafetensorError
-from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 from transformers import ProgressCallback
 
 from kf_deberta.cli import InputError
+from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.model.load import load_model
 from kf_deberta.training.callbacks import LossLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
 from kf_deberta.training.checkpoints import cannot_write
 from kf_deberta.training.curves import draw_training_curves
-from kf_deberta.training.run import RUN_FILE, Run, forget_after, open_run
-from kf_deberta.training.setup import SIMILARITIES
+from kf_deberta.training.run import RUN_FILE, Run, open_run
 from kf_deberta.training.trainer import MultiTaskTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_PUSHED = ["trainer_state.json", RUN_FILE, ".lock", "checkpoint-*/**", "unfinished-checkpoint/**", "runs/**"]
 
 
-def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: SequentialEvaluator) -> None:
+def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: PairEvaluator) -> None:
     """Train, reload the model that was best on dev from disk, score it on test, and write what the run leaves.
 
     Args:
@@ -44,7 +44,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     run = open_run(args, trainer.args)
     main = trainer.is_world_process_zero()
     if main and "baseline" not in run.facts:
-        run.facts["baseline"] = _eight(test_evaluator(trainer.model), test_evaluator)
+        run.facts["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
         run.save()
         print(
             f"before training: KorSTS test cosine Spearman {run.facts['baseline']['cosine_spearman']:.2f}", flush=True
@@ -56,12 +56,11 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     trainer.args.logging_steps = args.logging_steps * len(objectives)
     if args.max_rounds:
         trainer.args.max_steps = min(args.max_rounds, rounds * args.num_epochs) * len(objectives)
-    control = RecipeCallback(len(objectives), rounds, args.eval_steps, args.save_steps)
+    write_csv = partial(trainer.evaluator.write_csv, run.directory / "eval")
+    control = RecipeCallback(len(objectives), rounds, args.eval_steps, args.save_steps, write_csv)
     trainer.add_callback(control)
     if trainer.pop_callback(ProgressCallback):  # not there with --disable_tqdm
         trainer.add_callback(LossLines)
-    if main:
-        forget_after(run)
     trainer.args.eval_on_start = run.checkpoint is None
     if run.checkpoint and main:
         print(f"resuming from {run.checkpoint}", flush=True)
@@ -94,7 +93,7 @@ def finish(
     trainer: MultiTaskTrainer,
     args: argparse.Namespace,
     run: Run,
-    test_evaluator: SequentialEvaluator,
+    test_evaluator: PairEvaluator,
     *,
     steps_per_epoch: int,
 ) -> None:
@@ -109,25 +108,22 @@ def finish(
         trust_remote_code=args.trust_remote_code,
     )
     model.model_card_data = trainer.model.model_card_data  # the evaluator puts its figures there
-    for path in run.directory.glob("*sts-test*.csv"):
-        path.unlink()
     step = trainer.state.best_global_step
-    scores = test_evaluator(model, str(run.directory), epoch=step / steps_per_epoch, steps=step)
-    if any(value != value for value in scores.values()):
-        raise InputError(f"{run.directory}: a test figure is not a number; lower --learning_rate")
+    scores = test_evaluator(model)
+    row = {"epoch": step / steps_per_epoch, "step": step}
+    test_evaluator.write_csv(run.directory, [row | {f"eval_{key}": value for key, value in scores.items()}])
 
     # 2. What the run leaves
-    run.facts["test"] = _eight(scores, test_evaluator)
+    run.facts["test"] = test_evaluator.percent(scores)
     run.facts["best_round"] = step // len(trainer.batch_samplers)
     run.facts["best_dev_cosine_spearman"] = 100 * trainer.state.best_metric
-    key = "eval_sts-dev_spearman_cosine"
-    run.facts["baseline_dev_cosine_spearman"] = 100 * next(r[key] for r in trainer.state.log_history if key in r)
-    run.facts["test_pairs"] = len(test_evaluator.evaluators[0].scores)
+    evaluations = [row for row in trainer.state.log_history if trainer.args.metric_for_best_model in row]
+    run.facts["baseline_dev_cosine_spearman"] = 100 * evaluations[0][trainer.args.metric_for_best_model]
+    run.facts["test_pairs"] = len(test_evaluator.gold)
     run.facts["status"] = "finished"
-    dev = next(row for row in trainer.state.log_history if row["step"] == step and "eval_sequential_score" in row)
-    for part in trainer.evaluator.evaluators:  # the card would show the last evaluation, not the kept model's
-        figures = {key[5:]: value for key, value in dev.items() if key.startswith(f"eval_{part.name}_")}
-        trainer.model.model_card_data.eval_results_dict[part] = figures
+    best = next(row for row in evaluations if row["step"] == step)  # the card would show the last evaluation
+    dev = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_sts-dev_")}
+    trainer.model.model_card_data.eval_results_dict[trainer.evaluator] = dev
     write_model_card(trainer.model, run.facts, run.directory / "README.md")
     objectives = list(trainer.batch_samplers)
     draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
@@ -155,17 +151,6 @@ def print_summary(run: Run) -> None:
     export = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]
     export += ["--output_dir", f"models/{run.directory.name}"]  # two models never share a tokenizer.json
     print(f"export:    {shlex.join(export)}", flush=True)
-
-
-def _eight(scores: dict[str, float], evaluator: SequentialEvaluator) -> dict[str, float]:
-    """Return the figures x100 by names such as `cosine_spearman` (and `256_cosine_spearman` for a prefix)."""
-    figures = {}
-    for part in evaluator.evaluators:
-        for similarity in SIMILARITIES:
-            for kind in ("pearson", "spearman"):
-                prefix = "" if part.truncate_dim is None else f"{part.truncate_dim}_"
-                figures[f"{prefix}{similarity}_{kind}"] = 100 * float(scores[f"{part.name}_{kind}_{similarity}"])
-    return figures
 
 
 def _resume_command(run: Run) -> str:

@@ -1,7 +1,6 @@
 """The directory of a training run: made new, or found again to be resumed."""
 
 import argparse
-import csv
 import dataclasses
 import datetime
 import fcntl
@@ -143,17 +142,3 @@ def _changed_argument(old: dict, new: dict) -> str | None:
                 return f"started with {old.get(name)} processes, now {new[name]}: torchrun --nproc_per_node sets them"
             return f"--{name} was {old.get(name)}, is {new.get(name)}"
     return None
-
-
-def forget_after(run: Run) -> None:
-    """Make the evaluation files of a resumed run end at its checkpoint; damaged rows go too."""
-    step = int(run.checkpoint.name.rsplit("-", 1)[1]) if run.checkpoint else -1
-    for path in (run.directory / "eval").glob("*.csv"):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[1].isdigit() and int(row[1]) <= step]
-        if not kept:  # the evaluator writes the header of a new file only
-            path.unlink()
-            continue
-        with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([rows[0], *kept])

@@ -9,16 +9,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 from kf_deberta.cli import InputError
 from kf_deberta.data.download import ensure_kor_nlu_datasets
+from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.model.cpu_memory import keep_freed_memory
 from kf_deberta.model.load import load_model
 from kf_deberta.training.card import prepare_model_card
-
-SIMILARITIES = ["cosine", "euclidean", "manhattan", "dot"]
 
 
 def kor_nlu_datasets(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Path:
@@ -60,10 +58,10 @@ def with_matryoshka(
     return {name: MatryoshkaLoss(model, loss, dims) for name, loss in losses.items()} if dims else losses
 
 
-def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> SequentialEvaluator:
+def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> PairEvaluator:
     """Return the evaluator of KorSTS pairs: all eight figures, at full size and at each Matryoshka dimension.
 
-    The main score is the cosine Spearman at full size, the figure that the published table ranks by.
+    The run keeps the model with the best cosine Spearman at full size, the figure that the published table ranks by.
 
     Args:
         pairs: what data_util.load_kor_sts returns for `path`.
@@ -75,17 +73,4 @@ def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> S
     """
     if len(set(pairs["score"][:])) < 2:
         raise InputError(f"{path}: a correlation needs at least two different scores")
-    parts = [
-        EmbeddingSimilarityEvaluator(
-            pairs["sentence1"][:],
-            pairs["sentence2"][:],
-            pairs["score"][:],
-            name=path.stem if dim is None else f"{path.stem}-{dim}",
-            batch_size=args.eval_batch_size,
-            similarity_fn_names=SIMILARITIES,
-            main_similarity="cosine",
-            truncate_dim=dim,
-        )
-        for dim in [None, *(args.matryoshka_dims or [])]
-    ]
-    return SequentialEvaluator(parts, main_score_function=lambda scores: scores[0])
+    return PairEvaluator(pairs, path.stem, args.eval_batch_size, args.matryoshka_dims or [])
