@@ -16,6 +16,7 @@ from transformers import ProgressCallback
 from kf_deberta.cli import InputError
 from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.model.load import load_model
+from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import LossLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
 from kf_deberta.training.checkpoints import cannot_write
@@ -99,7 +100,9 @@ def finish(
 ) -> None:
     """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
     # 1. The best model, from disk
-    trainer.model.save_pretrained(str(run.directory), create_model_card=False)
+    save_model(trainer.model, run.directory)
+    if problem := format_problem(trainer.model):
+        print(f"NOTE: the model loads in sentence-transformers 6 and newer only ({problem})")
     model = load_model(
         str(run.directory),
         device=str(trainer.model.device),
