@@ -2,17 +2,18 @@
 
     python bin/export_onnx.py                                            # models/kf-deberta-multitask.onnx
     python bin/export_onnx.py --model_name_or_path output/my-model --quantize
-    python bin/export_onnx.py --model_name_or_path output/my-model --fp16 --into_model_dir
+    python bin/export_onnx.py --quantize --hub_layout --output_dir models/hub  # onnx/model.onnx, model_quantized.onnx
+    python bin/export_onnx.py --model_name_or_path output/my-model --quantize --into_model_dir
 
 All files are written to a temporary directory, checked there and then moved into place. Exit status: 1 when a check
 fails (nothing is left of the export), 2 for input that cannot be used.
 """
 
 import argparse
+import contextlib
 import os
-import shutil
+import re
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,19 +25,21 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from data_util import load_kor_sts
-from kf_deberta.cli import InputError, check_writable, run
+from kf_deberta.cli import InputError, run
 from kf_deberta.evaluation.scoring import check_gold
 from kf_deberta.export import check as onnx_check
-from kf_deberta.export import readme as onnx_readme
+from kf_deberta.export.folder import HUB_NAMES, check_alone, check_free, deliver, plain_names, reserved
 from kf_deberta.export.graph import (
     OPSETS,
     ExportError,
     check_modules,
+    copy_graph,
     export_model,
     graph_files,
-    save_tokenizer,
+    save_companions,
 )
 from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
+from kf_deberta.export.readme import readme
 from kf_deberta.model.load import load_model
 
 
@@ -47,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     default = "upskyy/kf-deberta-multitask"
     add("--model_name_or_path", default=default, metavar="M", help="hub name or directory (default: %(default)s)")
     add("--output_dir", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
-    add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="ONNX operator set (default: %(default)s)")
+    add("--opset", type=int, choices=OPSETS, default=min(OPSETS), help="ONNX operator set (default: %(default)s)")
     add("--max_seq_length", type=int, metavar="N", help="tokens tokenizer.json truncates to (default: the model's)")
     add("--quantize", action="store_true", help="also write <name>-int8.onnx, dynamic int8 for CPUs (default: off)")
     add(
@@ -58,7 +61,17 @@ def parse_args() -> argparse.Namespace:
         "products overflow and embeddings degrade; with VNNI 8 bits are exact. auto asks this CPU (default: auto)",
     )
     add("--fp16", action="store_true", help="also write <name>-fp16.onnx, for GPU runtimes (default: off)")
-    add("--into_model_dir", action="store_true", help="also put onnx/model.onnx into the model's directory")
+    add(
+        "--hub_layout",
+        action="store_true",
+        help="name the graphs onnx/model.onnx, onnx/model_quantized.onnx and onnx/model_fp16.onnx, as hub "
+        "clients look for them (default: <name>.onnx, <name>-int8.onnx and <name>-fp16.onnx)",
+    )
+    add(
+        "--into_model_dir",
+        action="store_true",
+        help="also put the graphs into the model's directory, named as --hub_layout does (default: off)",
+    )
     add(
         "--sts_dataset_path",
         type=Path,
@@ -77,21 +90,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_output_dir(directory: Path, stem: str) -> None:
-    """Raise InputError where the export would overwrite the tokenizer or README of anything but an older export."""
-    check_writable(directory)
-    own = {f"{stem}{suffix}.onnx" for suffix in onnx_readme.KINDS}
-    others = sorted(path.name for path in directory.glob("*.onnx") if path.name not in own)
-    if others:
-        other = f"{directory}: holds {others[0]}, which needs its own tokenizer.json"
-        raise InputError(f"{other}; give --output_dir {directory / stem}")
-    readme = directory / "README.md"
-    ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(onnx_readme.TITLE)
-    for path in (readme, directory / "tokenizer.json", directory / "tokenizer_config.json"):
-        if path.exists() and not ours:
-            raise InputError(f"{path}: no export wrote it, and it would be overwritten; choose another --output_dir")
-
-
 def load_test_pairs(directory: Path) -> Dataset | None:
     """KorSTS test in a data directory, or None without the directory; InputError where it cannot be scored on."""
     if not directory.exists():
@@ -106,28 +104,31 @@ def load_test_pairs(directory: Path) -> Dataset | None:
 
 
 def write_graphs(
-    model: SentenceTransformer, work: Path, stem: str, args: argparse.Namespace, pairs: Dataset | None
+    model: SentenceTransformer,
+    graphs: dict[str, Path],
+    metadata: dict[str, str],
+    args: argparse.Namespace,
+    pairs: Dataset | None,
 ) -> None:
-    """Write and check the graphs and their tokenizer in the directory `work`; ExportError where a check fails."""
+    """Write and check the asked kinds of graph beside their tokenizer; ExportError where a check fails."""
     # 1. float32, embeddings within 1e-4 of torch's
-    save_tokenizer(model, work)
     sentences = onnx_check.check_sentences(model.max_seq_length)
     expected = onnx_check.torch_embeddings(model, sentences)
-    full = work / f"{stem}.onnx"
-    export_model(model, full, opset=args.opset)
+    full = graphs["float32"]
+    export_model(model, full, opset=args.opset, metadata=metadata)
     difference = onnx_check.check_graph(full, sentences, expected)
     print(f"{full.name}: embeddings differ from torch's by at most {difference:.1e}")
 
     # 2. float16
-    if args.fp16:
-        half = work / f"{stem}-fp16.onnx"
-        export_model(model, half, opset=args.opset, dtype=torch.float16)
+    if "float16" in graphs:
+        half = graphs["float16"]
+        export_model(model, half, opset=args.opset, dtype=torch.float16, metadata=metadata)
         cosine = onnx_check.check_reduced_graph(half, sentences, expected, onnx_check.FP16_MIN_COSINE)
         print(f"{half.name}: cosine with torch's embeddings at least {cosine:.6f} (run on the CPU)")
 
     # 3. int8, judged by KorSTS where it is there
-    if args.quantize:
-        small = work / f"{stem}-int8.onnx"
+    if "int8" in graphs:
+        small = graphs["int8"]
         reduce_range = args.reduce_range == "yes" or (args.reduce_range == "auto" and not cpu_has_vnni())
         quantize_int8(full, small, reduce_range=reduce_range)
         cosine = onnx_check.check_reduced_graph(small, sentences, expected, onnx_check.INT8_MIN_COSINE)
@@ -142,51 +143,56 @@ def write_graphs(
             print(f"warning: {warning}")
 
 
-def move_into_place(work: Path, target: Path) -> None:
-    """Move the files of `work` over those of `target`, each graph after everything it needs."""
-    for file in sorted(work.iterdir(), key=lambda file: file.suffix == ".onnx"):
-        if file.suffix == ".onnx" and not (work / f"{file.name}_data").exists():
-            (target / f"{file.name}_data").unlink(missing_ok=True)
-        os.replace(file, target / file.name)
-
-
 def main() -> int:
     """Export, check, deliver; 1 where a check failed."""
     args = parse_args()
     name, output_dir = args.model_name_or_path, args.output_dir
-    stem = Path(name).resolve().name if Path(name).is_dir() else Path(name).name
-    check_output_dir(output_dir, stem)
+    stem = re.sub(r"[\x00-\x1f]", "_", Path(name).resolve().name if Path(name).is_dir() else Path(name).name)
+    kinds = ["float32"] + ["int8"] * args.quantize + ["float16"] * args.fp16
+    names = HUB_NAMES if args.hub_layout else plain_names(stem)
     pairs = load_test_pairs(args.sts_dataset_path) if args.quantize else None
-    fast = not args.no_fast_attention
-    model = load_model(name, device="cpu", fast_attention=fast, max_seq_length=args.max_seq_length).eval()
-    check_modules(model, name)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as directory:
-        work = Path(directory)
+    with contextlib.ExitStack() as stack:
+        # 1. What could be in the way, before the work
+        work = stack.enter_context(reserved(output_dir))
+        check_alone(output_dir, names.values(), stem)
+        check_free(output_dir, [*names.values(), "README.md", "tokenizer.json", "tokenizer_config.json"])
+        if args.into_model_dir:
+            inner = Path(name) / "onnx"
+            copies = stack.enter_context(reserved(inner))
+            check_free(inner, [Path(HUB_NAMES[kind]).name for kind in kinds])
+
+        # 2. Everything into the working directory
+        fast = not args.no_fast_attention
+        model = load_model(name, device="cpu", fast_attention=fast, max_seq_length=args.max_seq_length).eval()
+        check_modules(model, name)
+        graphs = {kind: work / names[kind] for kind in kinds}
         try:
-            write_graphs(model, work, stem, args, pairs)
+            metadata = save_companions(model, work)
+            graphs["float32"].parent.mkdir(exist_ok=True)
+            write_graphs(model, graphs, metadata, args, pairs)
         except ExportError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        suffixes = [suffix for suffix in onnx_readme.KINDS if (work / f"{stem}{suffix}.onnx").exists()]
-        text = onnx_readme.readme(model, stem if Path(name).is_dir() else name, stem, suffixes, args.opset)
+        text = readme(model, stem if Path(name).is_dir() else name, {k: names[k] for k in kinds}, args.opset)
         (work / "README.md").write_text(text, encoding="utf-8")
+
+        # 3. Into place
         if args.into_model_dir:
-            inner = Path(name) / "onnx"
-            check_writable(inner)
-            with tempfile.TemporaryDirectory(prefix=".export-", dir=inner) as copies:
-                shutil.copyfile(work / f"{stem}.onnx", Path(copies) / "model.onnx")
-                if (work / f"{stem}.onnx_data").exists():  # the graph names its data file
-                    shutil.copyfile(work / f"{stem}.onnx_data", Path(copies) / f"{stem}.onnx_data")
-                move_into_place(Path(copies), inner)
-        move_into_place(work, output_dir)
-    for suffix in onnx_readme.KINDS:
-        path = output_dir / f"{stem}{suffix}.onnx"
-        if suffix in suffixes:
-            print(f"{path}: {sum(file.stat().st_size for file in graph_files(path)) / 1e6:.1f} MB")
-        elif path.exists():  # of an earlier export, with another tokenizer and length
-            path.unlink()
-            print(f"{path}: of an earlier export, removed")
+            for kind in kinds:
+                copy_graph(graphs[kind], copies / Path(HUB_NAMES[kind]).name)
+            report(copies, inner)
+        report(work, output_dir)
     return 0
+
+
+def report(work: Path, directory: Path) -> None:
+    """Deliver `work` into `directory` and print the graphs that came, with their sizes, and those that are gone."""
+    graphs = [path.relative_to(work) for path in sorted(work.rglob("*.onnx"))]
+    gone = deliver(work, directory)
+    for path in (directory / graph for graph in graphs):
+        print(f"{path}: {sum(file.stat().st_size for file in graph_files(path)) / 1e6:.1f} MB")
+    for path in gone:
+        print(f"{path}: of an earlier export, removed")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,24 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import run
 from kf_deberta.export import check as onnx_check
 from kf_deberta.export.graph import ExportError
 
 MAX_SEQ_LENGTH = 48
+COMPANIONS = {
+    "1_Pooling",
+    "EXPORT.sha256",
+    "README.md",
+    "config.json",
+    "config_sentence_transformers.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+}
 BLOCKED = ("torch", "transformers", "sentence_transformers", "onnx")
 
 
@@ -42,13 +55,20 @@ def session(export):
     return onnxruntime.InferenceSession(str(export[1] / "my-model.onnx"))
 
 
-@pytest.fixture(scope="module")
-def script(repo):
-    """bin/export_onnx.py as a module, for calls that need no process of their own."""
+@pytest.fixture
+def run_main(repo, monkeypatch):
+    """bin/export_onnx.py in this process: run_main(flags...) gives the exit status."""
     spec = importlib.util.spec_from_file_location("export_onnx", repo / "bin" / "export_onnx.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            run(module.main)
+        return exit_info.value.code
+
+    return call
 
 
 def plain_transformers(base, ids, mask):
@@ -64,9 +84,13 @@ def test_files_and_nothing_else(export, base):
     result, directory = export
     names = {path.name for path in directory.iterdir()}
     graphs = {"my-model.onnx", "my-model-int8.onnx", "my-model-fp16.onnx"}
-    assert graphs | {"README.md", "tokenizer.json", "tokenizer_config.json"} == names
-    assert [path.name for path in (base / "onnx").iterdir()] == ["model.onnx"]
-    assert (base / "onnx" / "model.onnx").read_bytes() == (directory / "my-model.onnx").read_bytes()
+    assert graphs | COMPANIONS == names
+    copies = {"model.onnx": "", "model_quantized.onnx": "-int8", "model_fp16.onnx": "-fp16"}
+    assert {path.name for path in (base / "onnx").iterdir()} == {*copies, "EXPORT.sha256"}
+    for name, suffix in copies.items():
+        assert (base / "onnx" / name).read_bytes() == (directory / f"my-model{suffix}.onnx").read_bytes()
+    for folder in (directory, base / "onnx"):
+        subprocess.run(["sha256sum", "--strict", "-c", "EXPORT.sha256"], cwd=folder, check=True, capture_output=True)
     for name in ("torch", *sorted(graphs - {"my-model-fp16.onnx"})):
         assert re.search(rf"^\| {name} \| [\d.]+ \|( -?[\d.]+ / -?[\d.]+ \|){{4}}$", result.stdout, re.MULTILINE)
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
@@ -82,6 +106,8 @@ def test_interface_and_opset(export, session):
     ]
     graph = onnx.load(export[1] / "my-model.onnx")
     assert {entry.domain: entry.version for entry in graph.opset_import if entry.domain == ""} == {"": 20}
+    for kind in ("", "-int8", "-fp16"):
+        assert onnx.load(export[1] / f"my-model{kind}.onnx").ir_version == 9
     assert b"site-packages" not in graph.SerializeToString()  # no stack trace of the exporting machine
 
 
@@ -140,25 +166,19 @@ def test_readme_example_runs_without_torch(export, base):
     assert np.abs(got - mean @ mean.T).max() < 1e-3
 
 
-def test_a_failed_check_leaves_nothing(script, base, tmp_path, monkeypatch, capsys):
+def test_a_failed_check_leaves_nothing(run_main, base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_check, "FP32_TOLERANCE", -1.0)
-    command = ["export_onnx.py", "--model_name_or_path", str(base), "--output_dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", command)
-    assert script.main() == 1
+    assert run_main("--model_name_or_path", base, "--output_dir", tmp_path / "out") == 1
     assert "differ from torch's" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "tokenizer.json", "other.onnx"])
-def test_files_of_others_are_never_overwritten(script, tmp_path, name):
+@pytest.mark.parametrize("name", ["README.md", "tokenizer.json", "other.onnx", "my-model-int8.onnx"])
+def test_files_of_others_are_never_overwritten(run_main, base, tmp_path, capsys, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=name):
-        script.check_output_dir(tmp_path, "my-model")
+    assert run_main("--model_name_or_path", base, "--output_dir", tmp_path) == 2
+    assert name in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_an_older_export_may_be_renewed(script, export):
-    script.check_output_dir(export[1], "my-model")
 
 
 def test_loss_limits():

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from kf_deberta.cli import InputError
 from kf_deberta.export import check as onnx_check
-from kf_deberta.export.graph import ExportError, check_modules, export_model, graph_files, save_tokenizer
+from kf_deberta.export.graph import ExportError, check_modules, export_model, graph_files, save_companions
 from kf_deberta.export.quantize import quantize_int8
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
@@ -45,8 +45,7 @@ def model(transformer):
 def exported(model, tmp_path_factory):
     """The graph with all weights in external data, and its tokenizer."""
     path = tmp_path_factory.mktemp("exported") / "bert.onnx"
-    save_tokenizer(model, path.parent)
-    export_model(model, path, max_file_bytes=1000)
+    export_model(model, path, max_file_bytes=1000, metadata=save_companions(model, path.parent))
     return path
 
 

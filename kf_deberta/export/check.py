@@ -36,8 +36,7 @@ def check_sentences(max_seq_length: int) -> list[str]:
 
 def torch_embeddings(model: SentenceTransformer, sentences: Sequence[str]) -> np.ndarray:
     """The model's own float32 embeddings, one sentence at a time, so that no padding is involved."""
-    # an empty prompt: the graph knows nothing of a model's default prompt
-    return model.encode(list(sentences), batch_size=1, prompt="", show_progress_bar=False)
+    return model.encode(list(sentences), batch_size=1, show_progress_bar=False)
 
 
 def check_graph(path: Path, sentences: Sequence[str], expected: np.ndarray) -> float:

@@ -6,11 +6,14 @@ Every graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and
 
 import contextlib
 import copy
+import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir
 import torch
 from sentence_transformers import SentenceTransformer
@@ -19,10 +22,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from kf_deberta.cli import InputError, one_line
+from kf_deberta.model.onnx_encoder import LENGTH_KEY, TOKENIZER_KEY, tokenizer_fingerprint
+from kf_deberta.model.save import save_model
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
-OPSETS = (18, 19, 20, 21, 22)
+# opset -> version of the file format: the oldest that allows it, which the most runtimes read
+OPSETS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 # a protobuf file ends at 2 GiB; below that the graph and its weights are one file
 MAX_FILE_BYTES = 1_900_000_000
 
@@ -82,8 +88,9 @@ def export_model(
     model: SentenceTransformer,
     path: Path,
     *,
-    opset: int = OPSETS[0],
+    opset: int = min(OPSETS),
     dtype: torch.dtype = torch.float32,
+    metadata: dict[str, str] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Write `model` as a graph with dynamic batch and sequence axes.
@@ -113,8 +120,10 @@ def export_model(
     except Exception as error:  # the exporter raises a type of its own for each of its stages
         reason = one_line(error, 300)
         raise ExportError(f"the model cannot be exported at opset {opset} ({reason})") from error
+    program.model.ir_version = OPSETS[opset]
     # every node carries the stack trace of this machine's Python files
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
+    program.model.metadata_props.update(metadata or {})
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     onnx_ir.save(program.model, path, external_data=f"{path.name}_data" if size > max_file_bytes else None)
 
@@ -132,18 +141,43 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def copy_graph(source: Path, target: Path) -> None:
+    """Copy a graph; its external data, where it has any, is copied under the name that belongs to the new one."""
+    _, *data = graph_files(source)
+    if not data:
+        shutil.copyfile(source, target)
+        return
+    graph = onnx.load(source, load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"{target.name}_data"
+    onnx.save(graph, target)
+    shutil.copyfile(data[0], target.with_name(f"{target.name}_data"))
+
+
 def graph_files(path: Path) -> list[Path]:
     """Return the files of the graph at `path`: itself and, where there is one, its external data."""
     return [file for file in (path, path.with_name(f"{path.name}_data")) if file.exists()]
 
 
-def save_tokenizer(model: SentenceTransformer, directory: Path) -> None:
-    """Write the tokenizer files; `tokenizer.json` truncates to the model's max_seq_length and pads a batch."""
+def save_companions(model: SentenceTransformer, directory: Path) -> dict[str, str]:
+    """Write what clients want beside a graph of `model`: configuration, modules and tokenizer files.
+
+    `tokenizer.json` truncates to the model's max_seq_length and pads a batch, `tokenizer_config.json` says the same.
+
+    Returns:
+        the metadata that ties a graph to this tokenizer, for `export_model`.
+    """
+    save_model(model, directory, weights=False)
     tokenizer = model.tokenizer
-    tokenizer.save_pretrained(directory)
     path = directory / "tokenizer.json"
     fast = Tokenizer.from_file(str(path))
     fast.enable_truncation(model.max_seq_length)
     pad = {"pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token}
     fast.enable_padding(pad_type_id=tokenizer.pad_token_type_id, **pad)
     fast.save(str(path))
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": model.max_seq_length}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {TOKENIZER_KEY: tokenizer_fingerprint(fast), LENGTH_KEY: str(model.max_seq_length)}

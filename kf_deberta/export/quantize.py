@@ -31,6 +31,7 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
         key = "session.optimized_model_external_initializers_file_name"
         options.add_session_config_entry(key, f"{folded.name}_data")  # else it may refer to the source's data
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        original = onnx.load(source, load_external_data=False)
         graph = onnx.load(folded)
         del graph.graph.value_info[:]  # shapes of before the folding; the quantizer infers them again
         quantize_word_embeddings(graph.graph)
@@ -50,8 +51,9 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
     kept = [entry for entry in graph.opset_import if entry.domain in used]
     del graph.opset_import[:]
     graph.opset_import.extend(kept)
-    for file in graph_files(path):
-        file.unlink()
+    graph.ir_version = original.ir_version
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(original.metadata_props)
     onnx.save_model(graph, path, save_as_external_data=external, location=f"{path.name}_data", size_threshold=1024)
 
 

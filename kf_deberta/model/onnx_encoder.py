@@ -1,5 +1,7 @@
 """Sentence embeddings from an exported ONNX graph with onnxruntime and tokenizers only: no torch, no transformers."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +14,17 @@ from kf_deberta.cli import InputError, one_line
 
 INPUTS = {"input_ids", "attention_mask"}
 OUTPUT = "sentence_embedding"
+# metadata of an exported graph: which tokenizer it belongs to, and the tokens that a sentence is cut to
+TOKENIZER_KEY, LENGTH_KEY = "tokenizer_sha256", "max_seq_length"
+PROBE = "한 남자가 2024년 Seoul 공원에서 , ＡＢＣ를 부르며 춤을 췄다 !"
 
 
 class OnnxEncoder:
-    """A graph written by bin/export_onnx.py and the tokenizer.json beside it.
+    """A graph written by bin/export_onnx.py and the tokenizer.json beside it, or above it for a graph in `onnx/`.
 
     The graph takes int64 `input_ids` and `attention_mask`, both (batch, tokens), and gives `sentence_embedding`,
-    (batch, dimensions). Truncation and the padding token are those set inside tokenizer.json.
+    (batch, dimensions). Truncation and the padding token are those set inside tokenizer.json; the default prompt of
+    config_sentence_transformers.json, where there is one, is put before every sentence.
 
     Args:
         path: the .onnx file.
@@ -26,19 +32,23 @@ class OnnxEncoder:
         threads: threads of one operator; 0 leaves the number to onnxruntime.
 
     Raises:
-        InputError: a file is missing or unreadable, or the graph has other inputs or outputs.
+        InputError: a file is missing or unreadable, the tokenizer is not the graph's, the graph has other inputs or
+            outputs, or does not embed a trial batch.
     """
 
     def __init__(self, path: str | Path, *, device: str | None = None, threads: int = 0) -> None:
         """Open the graph and its tokenizer."""
         self.path = Path(path)
-        tokenizer_path = self.path.parent / "tokenizer.json"
+        folder = self.path.parent
+        if folder.name == "onnx" and not (folder / "tokenizer.json").exists():
+            folder = folder.parent
+        tokenizer_path = folder / "tokenizer.json"
         for file in (self.path, tokenizer_path):
             if not file.is_file():
                 raise InputError(f"{file}: no such file; write the graph and its tokenizer with bin/export_onnx.py")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors only
+        options.log_severity_level = 4  # fatal errors only: what goes wrong is raised
         wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
@@ -50,24 +60,60 @@ class OnnxEncoder:
         except Exception as error:  # tokenizers raises bare Exception
             raise InputError(f"{tokenizer_path}: not a tokenizer file ({one_line(error)})") from error
         inputs = {node.name for node in self.session.get_inputs()}
-        outputs = {node.name: node for node in self.session.get_outputs()}
+        outputs = {node.name for node in self.session.get_outputs()}
         if inputs != INPUTS or OUTPUT not in outputs:
             raise InputError(
                 f"{self.path}: inputs {sorted(inputs)}, outputs {sorted(outputs)}; needed are {sorted(INPUTS)} and "
                 f"{OUTPUT}: export the model with bin/export_onnx.py"
             )
-        self.dimension = outputs[OUTPUT].shape[-1]
-        self.pad_id = (self.tokenizer.padding or {}).get("pad_id", 0)
-        # batches are padded here, after sorting: the tokenizer would pad all sentences to the longest of all
-        self.tokenizer.no_padding()
+        # batches are padded in encode, after sorting: the tokenizer would pad all sentences to the longest of all
+        truncation, padding = self.tokenizer.truncation, self.tokenizer.padding or {}
+        fingerprint = tokenizer_fingerprint(self.tokenizer)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if metadata.get(TOKENIZER_KEY, fingerprint) != fingerprint:
+            raise InputError(f"{tokenizer_path}: {self.path.name} was exported with another tokenizer; export again")
+        if truncation is not None:
+            self.tokenizer.enable_truncation(**truncation)
+        elif LENGTH_KEY in metadata:
+            self.tokenizer.enable_truncation(int(metadata[LENGTH_KEY]))
+        self.pad_id = padding.get("pad_id", 0)
+        self.prompt = default_prompt(folder / "config_sentence_transformers.json")
+        highest = max(self.tokenizer.get_vocab().values())
+        trials = [self._run(np.full(shape, highest), np.ones(shape, dtype=np.int64)) for shape in ((2, 3), (1, 5))]
+        self.dimension = trials[0].shape[1]
 
-    def encode(self, sentences: Sequence[str], batch_size: int = 64, show_progress_bar: bool = False) -> np.ndarray:
+    def _run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Embeddings of one batch, (batch, tokens) to (batch, dimensions); InputError where the graph gives none."""
+        try:
+            output = self.session.run([OUTPUT], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        except Exception as error:  # a fixed axis, an index out of range, too little memory
+            batch = "{} sentences of {} tokens".format(*input_ids.shape)
+            raise InputError(f"{self.path}: cannot embed {batch} ({one_line(error)})") from error
+        if np.ndim(output) != 2 or len(output) != len(input_ids):
+            shape = f"{OUTPUT} has shape {np.shape(output)} for {len(input_ids)} sentences"
+            raise InputError(f"{self.path}: {shape}; export the model with bin/export_onnx.py")
+        return output
+
+    def encode(
+        self,
+        sentences: Sequence[str],
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+        prompt: str | None = None,
+    ) -> np.ndarray:
         """Embed `sentences` in batches of similar length, in the order given.
+
+        Args:
+            sentences: texts.
+            batch_size: sentences of one run of the graph.
+            show_progress_bar: on stderr.
+            prompt: put before every sentence; None takes the model's default one, "" none.
 
         Returns:
             float32 array (sentences, dimensions).
         """
-        encodings = self.tokenizer.encode_batch(list(sentences))
+        prompt = self.prompt if prompt is None else prompt
+        encodings = self.tokenizer.encode_batch([prompt + sentence for sentence in sentences])
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i].ids))
         embeddings: list[np.ndarray] = [np.empty(0)] * len(order)
         with tqdm(total=len(order), desc="Sentences", disable=not show_progress_bar) as progress:
@@ -80,10 +126,32 @@ class OnnxEncoder:
                     length = len(encodings[i].ids)
                     input_ids[row, :length] = encodings[i].ids
                     attention_mask[row, :length] = encodings[i].attention_mask
-                feed = {"input_ids": input_ids, "attention_mask": attention_mask}
-                for i, embedding in zip(batch, self.session.run([OUTPUT], feed)[0], strict=True):
+                for i, embedding in zip(batch, self._run(input_ids, attention_mask), strict=True):
                     embeddings[i] = embedding
                 progress.update(len(batch))
         if not embeddings:
             return np.empty((0, self.dimension), dtype=np.float32)
         return np.stack(embeddings).astype(np.float32, copy=False)
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what decides a text's ids: vocabulary and the ids of a probe. Turns truncation and padding off."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    content = [sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), tokenizer.encode(PROBE).ids]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def default_prompt(config: Path) -> str:
+    """Return the prompt that config_sentence_transformers.json puts before every sentence by default, or ""."""
+    if not config.is_file():
+        return ""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        name = content.get("default_prompt_name")
+        prompt = "" if name is None else content["prompts"][name]
+        if not isinstance(prompt, str):
+            raise TypeError("a prompt is not a text")
+        return prompt
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{config}: its default prompt cannot be read ({one_line(error)}); export again") from error
