@@ -104,6 +104,7 @@ def save_model(model: SentenceTransformer, directory: Path, *, weights: bool = T
             _write(path / "config.json", config | {"include_prompt": module.include_prompt})
         elif type(module) is Dense:
             module.save(str(path))
+            module.save_torch_weights(str(path), safe_serialization=False)  # all that 2.7 reads here
             _edit(path / "config.json", _without_names)
         entries.append({"idx": number, "name": name, "path": path.name if number else "", "type": OLD_TYPE + kind})
     _write(directory / "config_sentence_transformers.json", model._get_model_config())
