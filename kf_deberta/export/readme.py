@@ -7,6 +7,8 @@ from pathlib import Path
 import jinja2
 from sentence_transformers import SentenceTransformer
 
+from kf_deberta.model.load import default_prompt
+
 TEMPLATE = Path(__file__).with_name("readme.md")
 KINDS = {
     "float32": "float32, opset {opset}",
@@ -26,6 +28,6 @@ def readme(model: SentenceTransformer, name: str, graphs: dict[str, str], opset:
         hidden=model[0].get_embedding_dimension(),
         dimension=model.get_embedding_dimension(),
         modules=", ".join(type(module).__name__ for module in model),
-        prompt=model.prompts.get(model.default_prompt_name or "", ""),
+        prompt=default_prompt(model),
         graph=json.dumps(graphs["float32"], ensure_ascii=False),
     )

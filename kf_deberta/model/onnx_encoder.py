@@ -14,6 +14,7 @@ from kf_deberta.cli import InputError, one_line
 
 INPUTS = {"input_ids", "attention_mask"}
 OUTPUT = "sentence_embedding"
+PROMPT_FILE = "config_sentence_transformers.json"
 # metadata of an exported graph: which tokenizer it belongs to, and the tokens that a sentence is cut to
 TOKENIZER_KEY, LENGTH_KEY = "tokenizer_sha256", "max_seq_length"
 PROBE = "한 남자가 2024년 Seoul 공원에서 , ＡＢＣ를 부르며 춤을 췄다 !"
@@ -23,20 +24,23 @@ class OnnxEncoder:
     """A graph written by bin/export_onnx.py and the tokenizer.json beside it, or above it for a graph in `onnx/`.
 
     The graph takes int64 `input_ids` and `attention_mask`, both (batch, tokens), and gives `sentence_embedding`,
-    (batch, dimensions). Truncation and the padding token are those set inside tokenizer.json; the default prompt of
-    config_sentence_transformers.json, where there is one, is put before every sentence.
+    (batch, dimensions). Truncation and the padding token are those set inside tokenizer.json; the default prompt, if
+    any, is that of config_sentence_transformers.json.
 
     Args:
         path: the .onnx file.
         device: "cpu" keeps to the CPU; otherwise CUDA is used where this onnxruntime offers it.
         threads: threads of one operator; 0 leaves the number to onnxruntime.
+        prompt: text put before every sentence; None takes the default prompt, "" none.
 
     Raises:
         InputError: a file is missing or unreadable, the tokenizer is not the graph's, the graph has other inputs or
             outputs, or does not embed a trial batch.
     """
 
-    def __init__(self, path: str | Path, *, device: str | None = None, threads: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, *, device: str | None = None, threads: int = 0, prompt: str | None = None
+    ) -> None:
         """Open the graph and its tokenizer."""
         self.path = Path(path)
         folder = self.path.parent
@@ -77,7 +81,7 @@ class OnnxEncoder:
         elif LENGTH_KEY in metadata:
             self.tokenizer.enable_truncation(int(metadata[LENGTH_KEY]))
         self.pad_id = padding.get("pad_id", 0)
-        self.prompt = default_prompt(folder / "config_sentence_transformers.json")
+        self.prompt = read_default_prompt(folder / PROMPT_FILE) if prompt is None else prompt
         highest = max(self.tokenizer.get_vocab().values())
         trials = [self._run(np.full(shape, highest), np.ones(shape, dtype=np.int64)) for shape in ((2, 3), (1, 5))]
         self.dimension = trials[0].shape[1]
@@ -94,26 +98,13 @@ class OnnxEncoder:
             raise InputError(f"{self.path}: {shape}; export the model with bin/export_onnx.py")
         return output
 
-    def encode(
-        self,
-        sentences: Sequence[str],
-        batch_size: int = 64,
-        show_progress_bar: bool = False,
-        prompt: str | None = None,
-    ) -> np.ndarray:
+    def encode(self, sentences: Sequence[str], batch_size: int = 64, show_progress_bar: bool = False) -> np.ndarray:
         """Embed `sentences` in batches of similar length, in the order given.
-
-        Args:
-            sentences: texts.
-            batch_size: sentences of one run of the graph.
-            show_progress_bar: on stderr.
-            prompt: put before every sentence; None takes the model's default one, "" none.
 
         Returns:
             float32 array (sentences, dimensions).
         """
-        prompt = self.prompt if prompt is None else prompt
-        encodings = self.tokenizer.encode_batch([prompt + sentence for sentence in sentences])
+        encodings = self.tokenizer.encode_batch([self.prompt + sentence for sentence in sentences])
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i].ids))
         embeddings: list[np.ndarray] = [np.empty(0)] * len(order)
         with tqdm(total=len(order), desc="Sentences", disable=not show_progress_bar) as progress:
@@ -142,7 +133,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def default_prompt(config: Path) -> str:
+def read_default_prompt(config: Path) -> str:
     """Return the prompt that config_sentence_transformers.json puts before every sentence by default, or ""."""
     if not config.is_file():
         return ""
