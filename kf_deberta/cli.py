@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import signal
@@ -69,3 +70,28 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, keys: dict[str, type]) -> dict:
+    """Read a JSON object that this repository wrote and someone may have damaged since.
+
+    Args:
+        path: the file.
+        keys: the description of this kind of file: what it must hold, and of which type.
+
+    Raises:
+        InputError: the file cannot be read, is not a JSON object, or a key is missing or of another type.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    for key, kind in keys.items():
+        if not isinstance(value.get(key), kind):
+            problem = f"{key} is not {getattr(kind, '__name__', kind)}" if key in value else f"{key} is missing"
+            raise InputError(f"{path}: {problem}; it was damaged or edited")
+    return value

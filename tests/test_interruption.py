@@ -3,13 +3,16 @@
 import fcntl
 import json
 import os
+import pickle
 import signal
 import sys
+import zlib
 
 import pytest
 
 import training_multi_task
 from kf_deberta.cli import run
+from kf_deberta.training import checkpoints
 from kf_deberta.training.callbacks import RecipeCallback
 from kf_deberta.training.run import _locks
 
@@ -48,9 +51,11 @@ def outcome(output):
 
 
 @pytest.fixture
-def whole(call, tmp_path):
-    assert call(tmp_path / "whole")[0] == 0
-    return outcome(tmp_path / "whole")
+def whole(call, tmp_path, _once=[]):  # noqa: B006 (one run for all tests)
+    if not _once:
+        assert call(tmp_path / "whole")[0] == 0
+        _once.append(outcome(tmp_path / "whole"))
+    return _once[0]
 
 
 def test_signals_at_evaluations_inside_rounds_and_at_the_end(call, whole, tmp_path):
@@ -90,6 +95,64 @@ def test_a_damaged_best_checkpoint_is_noticed_before_training(call, whole, tmp_p
     status, captured = call(output, "--resume")
     assert status == 0 and "is damaged" in captured.out and "starts anew" in captured.out
     assert outcome(output) == whole
+
+
+def test_checkpoints_are_summed_while_written_and_leave_the_users_folders(call, whole, tmp_path, monkeypatch):
+    read = []
+    original = checkpoints._size_and_crc
+    monkeypatch.setattr(checkpoints, "_size_and_crc", lambda path: read.append(path.name) or original(path))
+    output = tmp_path / "cut"
+    assert call(output, at=11)[0] == 143
+    assert "config.json" in read and not {"model.safetensors", "optimizer.pt"} & set(read)
+    (directory,) = output.iterdir()
+    folder = directory / "checkpoint-11"
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    sums = {name: [path.stat().st_size, zlib.crc32(path.read_bytes())] for name, path in files.items()}
+    assert sums.pop(checkpoints.MANIFEST) and sums == json.loads((folder / checkpoints.MANIFEST).read_text())
+    assert "training_args.bin" not in sums
+    assert not [name for name, path in files.items() if os.fsencode(tmp_path) in path.read_bytes()]
+
+    mine = [directory / name for name in ("checkpoint-2.bak", "checkpoint-abc", "checkpoint-99")]
+    for path in mine:
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    assert call(output, "--resume")[0] == 0
+    assert all((path / "notes.txt").is_file() for path in mine)
+    assert outcome(output) == whole and not list(directory.glob("checkpoint-1*"))
+
+
+def test_pickles_that_hold_code_are_refused_and_damaged_states_passed_over(call, whole, tmp_path):
+    output = tmp_path / "cut"
+    assert call(output, "--save_steps", 1, at=11)[0] == 143
+    (directory,) = output.iterdir()
+    newest = directory / "checkpoint-11"
+
+    def replace(name, content):
+        (newest / name).write_bytes(content)
+        sums = json.loads((newest / checkpoints.MANIFEST).read_text())
+        (newest / checkpoints.MANIFEST).write_text(json.dumps(sums | {name: [len(content), zlib.crc32(content)]}))
+
+    good = (newest / "rng_state.pth").read_bytes()
+    replace("rng_state.pth", pickle.dumps(Touch(str(tmp_path / "touched"))))
+    status, captured = call(output, "--save_steps", 1, "--resume")
+    assert status == 2 and f"{newest}: not a checkpoint of this run" in captured.err
+    assert not (tmp_path / "touched").exists()
+
+    replace("rng_state.pth", good)
+    replace("trainer_state.json", b'{"global_step": 11, "best_global_step": "x", "best_metric": null}')
+    status, captured = call(output, "--save_steps", 1, "--resume")
+    assert status == 0 and "trainer_state.json: best_global_step is not int | None" in captured.out
+    assert outcome(output) == whole
+
+
+class Touch:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 def test_a_run_that_is_alive_is_not_resumed(call, tmp_path):

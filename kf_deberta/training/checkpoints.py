@@ -2,52 +2,138 @@
 
 import contextlib
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, one_line, read_json
 
 MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
+STATE = "trainer_state.json"
+STATE_KEYS = {
+    "global_step": int,
+    "best_global_step": int | None,
+    "best_metric": int | float | None,
+    "log_history": list,
+}
 UNFINISHED = "unfinished-checkpoint"
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own "disk full"
-
-
-def cannot_write(what: Path, run_dir: Path, error: Exception) -> InputError:
-    """Return the error that says what could not be written, why, and how the run goes on."""
-    return InputError(f"{what}: cannot be written ({one_line(error)}); free space, then go on with --resume {run_dir}")
 
 
 @contextlib.contextmanager
-def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iterator[Path]:
+def writing(what: Path, run_dir: Path) -> Iterator[None]:
+    """Turn the errors that libraries raise for a full disk into one that says how the run goes on.
+
+    Raises:
+        InputError: `what` cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        # torch and safetensors have their own "disk full", tokenizers raises a bare Exception
+        if not isinstance(error, (OSError, RuntimeError, SafetensorError)) and type(error) is not Exception:
+            raise
+        raise InputError(
+            f"{what}: cannot be written ({one_line(error)}); free space, then go on with --resume {run_dir}"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(checkpoint: str) -> Iterator[None]:
+    """Turn what libraries raise for files of other content into one line; pickles that hold code are never run.
+
+    Raises:
+        InputError: a file of the checkpoint is not what a run writes.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"{checkpoint}: not a checkpoint of this run ({one_line(error)}); delete it to go on from the one before"
+        ) from error
+
+
+@contextlib.contextmanager
+def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iterator[tuple[Path, dict]]:
     """Yield a directory in which `name` is written; it moves to `run_dir/name` only when complete.
+
+    Yielded with it is a dictionary for the size and CRC-32 of files that were summed while they were written; the
+    others, all small, are read.
 
     Raises:
         InputError: the checkpoint cannot be written; what was written of it is removed, earlier ones stay.
     """
-    parent = run_dir / UNFINISHED
+    parent, sums = run_dir / UNFINISHED, {}
     if accelerator.is_main_process:
         shutil.rmtree(parent, ignore_errors=True)
-        shutil.rmtree(run_dir / name, ignore_errors=True)  # left by a run that went further before it was killed
+        for path in checkpoints(run_dir):
+            if path.name == name:  # left by a run that went further before it was killed
+                remove(path)
     accelerator.wait_for_everyone()
     try:
-        yield parent
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            folder = parent / name
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            sums = {str(path.relative_to(folder)): _size_and_crc(path) for path in files}
-            (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
-            folder.rename(run_dir / name)
-            parent.rmdir()
-    except WRITE_ERRORS as error:
+        with writing(run_dir / name, run_dir):
+            yield parent, sums
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                folder = parent / name
+                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                    file = str(path.relative_to(folder))
+                    sums[file] = sums.get(file) or _size_and_crc(path)
+                (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
+                folder.rename(run_dir / name)
+                parent.rmdir()
+    except InputError:
         shutil.rmtree(parent, ignore_errors=True)
-        raise cannot_write(run_dir / name, run_dir, error) from error
+        raise
     accelerator.wait_for_everyone()
+
+
+class SummedFile:
+    """A new binary file that knows its size and CRC-32 without being read."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for writing."""
+        self.file = path.open("wb")
+        self.size_and_crc = [0, 0]
+
+    def write(self, data: memoryview) -> int:
+        """Write and sum `data`."""
+        size, crc = self.size_and_crc
+        self.size_and_crc = [size + len(data), zlib.crc32(data, crc)]
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Do what a file does."""
+        self.file.flush()
+
+
+def save_summed(value: object, path: Path) -> list[int]:
+    """Write `value` as torch.save does; return size and CRC-32."""
+    file = SummedFile(path)
+    with file.file:
+        torch.save(value, file)
+    return file.size_and_crc
+
+
+def sum_weights(path: Path, tensors: dict[str, torch.Tensor]) -> list[int]:
+    """Return size and CRC-32 of a safetensors file from the tensors it was written from; its header alone is read."""
+    with path.open("rb") as file:
+        header = file.read(8)
+        header += file.read(int.from_bytes(header, "little"))
+    places = json.loads(header[8:])
+    places.pop("__metadata__", None)
+    if not places.keys() <= tensors.keys():  # saved under other names
+        return _size_and_crc(path)
+    crc = zlib.crc32(header)
+    for name in sorted(places, key=lambda name: places[name]["data_offsets"]):
+        data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        crc = zlib.crc32(data.numpy(), crc)
+    return [path.stat().st_size, crc]
 
 
 def _size_and_crc(path: Path) -> list[int]:
@@ -58,32 +144,46 @@ def _size_and_crc(path: Path) -> list[int]:
     return [path.stat().st_size, crc]
 
 
-def keep_newest_and_best(run_dir: Path, newest: str, best: str | None) -> None:
-    """Delete every checkpoint of the run but the newest and the best."""
-    for path in run_dir.glob("checkpoint-*"):
-        if path.name != newest and (best is None or path.name != Path(best).name):
-            shutil.rmtree(path, ignore_errors=True)
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoints that a run wrote, newest first; others, such as checkpoint-2.bak, are the user's."""
+    found = [path for path in run_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in found if (path / STATE).is_file()), key=step_of, reverse=True)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Tell whether every file of a checkpoint is as it was written."""
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: out of sight first, so that a kill leaves no half of one."""
+    trash = checkpoint.parent / UNFINISHED
+    trash.mkdir(exist_ok=True)
+    checkpoint.rename(trash / checkpoint.name)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None where every file is as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())
-        return bool(files) and all(_size_and_crc(checkpoint / name) == sums for name, sums in files.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+        for name, sums in read_json(checkpoint / MANIFEST, {STATE: list}).items():
+            if _size_and_crc(checkpoint / name) != sums:
+                return f"{name} is not as it was written"
+        read_json(checkpoint / STATE, STATE_KEYS)
+    except (InputError, OSError) as error:
+        return one_line(error)
+    return None
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest checkpoint that is complete, its best one too, or None; others are named and passed over."""
-    found = sorted(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for path in found:
-        if is_complete(path):
-            best = json.loads((path / "trainer_state.json").read_text())["best_global_step"]
-            if not best or is_complete(run_dir / f"checkpoint-{best}"):
-                return path
-            print(f"{path}: the best checkpoint that it names, checkpoint-{best}, is damaged", flush=True)
-        else:
-            print(f"{path}: damaged or cut short, not used", flush=True)
+    for path in checkpoints(run_dir):
+        if reason := fault(path):
+            print(f"{path}: damaged or cut short, not used ({reason})", flush=True)
+            continue
+        best = read_json(path / STATE, STATE_KEYS)["best_global_step"]
+        if best in (None, step_of(path)) or not (reason := fault(run_dir / f"checkpoint-{best}")):
+            return path
+        print(f"{path}: the best checkpoint that it names, checkpoint-{best}, is damaged ({reason})", flush=True)
     print(f"{run_dir}: no usable checkpoint, the run starts anew", flush=True)
     return None

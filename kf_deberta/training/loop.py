@@ -3,14 +3,12 @@
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import upload_folder
-from safetensors import SafetensorError
 from transformers import ProgressCallback
 
 from kf_deberta.cli import InputError
@@ -19,7 +17,7 @@ from kf_deberta.model.load import load_model
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import LossLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
-from kf_deberta.training.checkpoints import cannot_write
+from kf_deberta.training.checkpoints import checkpoints, remove, writing
 from kf_deberta.training.curves import draw_training_curves
 from kf_deberta.training.run import RUN_FILE, Run, open_run
 from kf_deberta.training.trainer import MultiTaskTrainer
@@ -76,10 +74,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     # 3. The best model, reloaded and scored, and what the run leaves
     if trainer.state.best_global_step is None:
         raise InputError(f"{run.directory}: no dev figure was a number; lower --learning_rate")
-    try:
-        finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(run.directory, run.directory, error) from error
+    finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
     if trainer.args.push_to_hub:
         upload_folder(
             repo_id=trainer.hub_model_id,
@@ -100,7 +95,8 @@ def finish(
 ) -> None:
     """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
     # 1. The best model, from disk
-    save_model(trainer.model, run.directory)
+    with writing(run.directory, run.directory):
+        save_model(trainer.model, run.directory)
     if problem := format_problem(trainer.model):
         print(f"NOTE: the model loads in sentence-transformers 6 and newer only ({problem})")
     model = load_model(
@@ -127,13 +123,15 @@ def finish(
     best = next(row for row in evaluations if row["step"] == step)  # the card would show the last evaluation
     dev = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_sts-dev_")}
     trainer.model.model_card_data.eval_results_dict[trainer.evaluator] = dev
-    write_model_card(trainer.model, run.facts, run.directory / "README.md")
     objectives = list(trainer.batch_samplers)
-    draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
-    trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
-    run.save()
-    for checkpoint in run.directory.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    trainer.state.best_model_checkpoint = None  # it goes, and would name a directory of this machine
+    with writing(run.directory, run.directory):
+        write_model_card(trainer.model, run.facts, run.directory / "README.md")
+        draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
+        trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
+        run.save()
+    for checkpoint in checkpoints(run.directory):
+        remove(checkpoint)
     (run.directory / ".lock").unlink()
 
 

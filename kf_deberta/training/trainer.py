@@ -17,7 +17,15 @@ from transformers import TrainingArguments
 
 from kf_deberta.cli import InputError
 from kf_deberta.training.batches import AlternatingBatchSampler
-from kf_deberta.training.checkpoints import keep_newest_and_best, write_checkpoint
+from kf_deberta.training.checkpoints import (
+    STATE,
+    checkpoints,
+    reading,
+    remove,
+    save_summed,
+    sum_weights,
+    write_checkpoint,
+)
 
 PENDING_LOG = "pending_log.json"  # losses since the last log line, which a resumed run must not lose
 
@@ -156,21 +164,36 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial=None) -> None:
         run_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        with write_checkpoint(run_dir, name, self.accelerator) as parent:
+        best = f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
+        with write_checkpoint(run_dir, name, self.accelerator) as (parent, self._sums):
             self._checkpoint_parent = parent
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._checkpoint_parent = None
-            if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
             logged = self._pending_log()
             if self.args.should_save:
-                self.state.save_to_json(parent / name / "trainer_state.json")
+                self.state.best_model_checkpoint = best  # no directory of this machine
+                self.state.save_to_json(parent / name / STATE)
                 (parent / name / PENDING_LOG).write_text(json.dumps(logged))
+        self.state.best_model_checkpoint = best and str(run_dir / best)
         self.last_checkpoint = str(run_dir / name)
         if self.args.should_save:
-            keep_newest_and_best(run_dir, name, self.state.best_model_checkpoint)
+            for path in checkpoints(run_dir):
+                if path.name not in (name, best):
+                    remove(path)
+
+    def _save(self, output_dir: str, state_dict: dict | None = None) -> None:
+        # no training_args.bin beside the model: nothing reads it, and it would hold tokens and directories
+        self.model.save_pretrained(output_dir, create_model_card=False)
+        weights = Path(output_dir) / "model.safetensors"
+        if weights.is_file():  # else sharded
+            self._sums[weights.name] = sum_weights(weights, self.model[0].auto_model.state_dict())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            self._sums["optimizer.pt"] = save_summed(self.optimizer.state_dict(), Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _pending_log(self) -> dict[str, dict]:
         """Return what the next log line already knows, as plain numbers and equal on all processes."""
@@ -182,13 +205,18 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         return plain
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.last_checkpoint = checkpoint
-            self.logged = json.loads((Path(checkpoint) / PENDING_LOG).read_text())
-            for values in self.logged.values():
-                losses = values.get("losses", [])
-                values["losses"] = [torch.tensor(loss, device=self.args.device) for loss in losses]
+            with reading(checkpoint):
+                super()._load_optimizer_and_scheduler(checkpoint)
+                self.logged = json.loads((Path(checkpoint) / PENDING_LOG).read_text())
+                for values in self.logged.values():
+                    losses = values.get("losses", [])
+                    values["losses"] = [torch.tensor(loss, device=self.args.device) for loss in losses]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         # the library only logs a failure here and would then score another model than it names
