@@ -1,10 +1,11 @@
 """Score sentence-embedding models on KorSTS: eight correlations as a Markdown table beside the published rows.
 
     python bin/benchmark.py                                       # upskyy/kf-deberta-multitask on the test file
-    python bin/benchmark.py --model_name_or_path output/my-model jhgan/ko-sroberta-multitask --bootstrap 1000
+    python bin/benchmark.py --model_name_or_path output/my-model jhgan/ko-sroberta-multitask
     python bin/benchmark.py --model_name_or_path models/kf-deberta-multitask.onnx --output onnx.json onnx.csv
     python bin/benchmark.py --model_name_or_path output/my-model --truncate_dims 768,256,64 --precision float32,int8
-    python bin/benchmark.py --results onnx.json other.csv         # print the table again from saved results
+    python bin/benchmark.py --results onnx.json other.json        # print the table again from saved results
+    python bin/benchmark.py --published                           # the table of the READMEs, published rows alone
 
 Exit status 2 when a model could not be scored; the results of the others are printed and saved all the same.
 """
@@ -24,15 +25,15 @@ from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, check_writable, run
 from kf_deberta.data.download import ensure_kor_nlu_datasets
 from kf_deberta.data.official import git_blob_id
 from kf_deberta.evaluation.models import score_model
-from kf_deberta.evaluation.published import PUBLISHED_ROWS
-from kf_deberta.evaluation.report import errors_table, report
+from kf_deberta.evaluation.published import COMPARABLE_ROWS
+from kf_deberta.evaluation.report import errors_table, one_cell, published_table, report
 from kf_deberta.evaluation.results import FORMATS, Record, add_bootstrap, label, read_results, write_results
 from kf_deberta.evaluation.scoring import PRECISIONS, check_gold
 
 DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "numpy", "scipy")
 PLOT_FORMATS = (".png", ".pdf", ".svg")
-MIN_RESAMPLES = 100
+RESAMPLES, MIN_RESAMPLES = 1000, 100
 MIN_BOOTSTRAP_ROWS = 10  # fewer pairs often draw a resample of equal scores, which has no correlation
 
 
@@ -54,15 +55,14 @@ def parse_args() -> argparse.Namespace:
     add("--no_fast_attention", action="store_true", help="keep the library's attention (default: off)")
     add("--truncate_dims", type=dimensions, default=[None], metavar="D,D", help="first D dimensions (default: all)")
     add("--precision", type=precisions, default=["float32"], metavar="P,P", help="of float32 (default), int8, binary")
-    add("--bootstrap", type=int, default=0, metavar="N", help="resamples for intervals, p-values (default: 0)")
+    add("--bootstrap", type=int, metavar="N", help="resamples for intervals, p-values; 0: none (default: 1000)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add("--errors", type=int, default=0, metavar="N", help="list the N worst-ranked pairs (default: 0)")
     add("--plot", type=Path, metavar="FILE", help="draw cosine on gold: .png, .pdf, .svg (default: none)")
     add("--output", type=Path, nargs="+", default=[], metavar="FILE", help="save: .json, .csv (default: none)")
-    add(
-        "--results", type=Path, nargs="+", default=[], metavar="FILE", help="print saved results again (default: none)"
-    )
-    rows = [row.hub_name for row in PUBLISHED_ROWS]
+    again = "print saved .json results again (default: none)"
+    add("--results", type=Path, nargs="+", default=[], metavar="FILE", help=again)
+    rows = [row.hub_name for row in COMPARABLE_ROWS]
     add(
         "--reproduces",
         choices=rows,
@@ -70,6 +70,7 @@ def parse_args() -> argparse.Namespace:
         help="hub name of the published row that a model of yours is to reach",
     )
     add("--no_published", action="store_true", help="no published rows (default: off)")
+    add("--published", action="store_true", help="print the published rows alone and stop (default: off)")
     args = parser.parse_args()
     if args.results and (args.model_name_or_path or args.bootstrap or args.errors or args.plot):
         raise InputError(
@@ -77,7 +78,7 @@ def parse_args() -> argparse.Namespace:
         )
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
-    if min(args.bootstrap, args.errors, args.seed) < 0 or 0 < args.bootstrap < MIN_RESAMPLES:
+    if min(args.bootstrap or 0, args.errors, args.seed) < 0 or 0 < (args.bootstrap or 0) < MIN_RESAMPLES:
         raise InputError(f"--bootstrap takes 0 or {MIN_RESAMPLES} and more, --errors and --seed 0 and more")
     for path, formats in [(path, FORMATS) for path in args.output] + [(args.plot, PLOT_FORMATS)]:
         if path is not None and path.suffix not in formats:
@@ -108,6 +109,9 @@ def precisions(text: str) -> list[str]:
 def main() -> int:
     """Score, print, save; 0, or 2 when a row has no figures."""
     args = parse_args()
+    if args.published:
+        print(published_table())
+        return 0
 
     # 1. saved results need no model
     if args.results:
@@ -125,6 +129,9 @@ def main() -> int:
     check_gold(data["score"], path)
     if args.bootstrap and len(dataset) < MIN_BOOTSTRAP_ROWS:
         raise InputError(f"{path}: {len(dataset)} rows; --bootstrap needs {MIN_BOOTSTRAP_ROWS} or more")
+    resamples = args.bootstrap
+    if resamples is None:
+        resamples = RESAMPLES if len(dataset) >= MIN_BOOTSTRAP_ROWS else 0
     about = {"data": str(path), "rows": len(dataset), "blob_id": git_blob_id(path)}
     about["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about["versions"] = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES)
@@ -143,15 +150,15 @@ def main() -> int:
         return INPUT_ERROR_STATUS
 
     # 4. intervals and paired differences
-    if args.bootstrap:
-        add_bootstrap(records, similarities, data["score"], args.bootstrap, args.seed)
+    if resamples:
+        add_bootstrap(records, similarities, data["score"], resamples, args.seed)
     status = save(args.output, records)
 
     # 5. the report
     print(report(records, not args.no_published, args.reproduces))
     for record, values in scored if args.errors else []:
         table = errors_table(args.errors, values[0], data["score"], data["sentence1"], data["sentence2"])
-        print(f"\nPairs that {label(record)} ranks most wrongly by cosine:\n\n{table}")
+        print(f"\nPairs that {one_cell(label(record))} ranks most wrongly by cosine:\n\n{table}")
     if args.plot:
         from kf_deberta.evaluation.scatter import plot  # matplotlib only where it is asked for
 

@@ -36,5 +36,5 @@ python bin/export_onnx.py --model_name_or_path "$run" --output_dir "$output/onnx
 
 # 3. Score it beside the published model, which is downloaded, and say whether the published row is reached
 python bin/benchmark.py --model_name_or_path "$run" upskyy/kf-deberta-multitask \
-    --reproduces upskyy/kf-deberta-multitask --bootstrap 1000 --output "$output/results.json"
+    --reproduces upskyy/kf-deberta-multitask --output "$output/results.json"
 echo "== done: $run, $output/results.json, $output/onnx"

@@ -16,7 +16,7 @@ setup_venv() {
             return 2
         }
     fi
-    stamp=$(cat "$@" | .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+    stamp=$(.venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(p, "rb").read() for p in sys.argv[1:])).hexdigest())' "$@")
     if [ "$(cat ".venv/installed-$1" 2>/dev/null)" != "$stamp" ]; then
         echo "== installing $1 (the first time: several minutes, over a gigabyte where pip takes the CUDA build of torch)"
         .venv/bin/python -m pip install --disable-pip-version-check -r "$1" || {

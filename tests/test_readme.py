@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmark_script import run_benchmark
+
 SMALL = {  # sizes that the stand-ins have
     "768,512,256,128,64": "32,16,8",
     "768,256": "32,16",
@@ -70,6 +72,16 @@ def test_both_readmes_have_the_same_code_blocks(repo):
     english, korean = ((repo / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
     assert re.findall(fences, english, re.M | re.S) == re.findall(fences, korean, re.M | re.S)
     assert english.count("\n## ") == korean.count("\n## ")
+
+
+def test_the_table_of_both_readmes_is_the_benchmarks(repo, capsys):
+    assert run_benchmark("--published") == 0
+    printed = capsys.readouterr().out.strip()
+    english, korean = ((repo / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
+    translated = printed.replace("| model |", "| 모델 |").replace("| source |", "| 출처 |")
+    for text, readme in ((printed, english), (translated, korean)):
+        assert all(f"\n\n{part}\n\n" in readme for part in text.split("\n\n"))
+        assert readme.count("| [") == text.count("| [") == 11
 
 
 def test_every_python_command_runs(repo, place, environment):

@@ -1,13 +1,13 @@
 """Benchmark records as Markdown: the table to paste, the comparison with published rows, intervals, worst pairs."""
 
-import math
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
 from kf_deberta.data.official import BLOB_IDS
-from kf_deberta.evaluation.published import PUBLISHED_ROWS, PublishedRow, find_published
+from kf_deberta.evaluation.published import COMPARABLE_ROWS, PUBLISHED_ROWS, PublishedRow, find_published
 from kf_deberta.evaluation.results import Record, label
 from kf_deberta.evaluation.scoring import FIGURES
 
@@ -17,22 +17,40 @@ RANKED_BY = "cosine_spearman"
 
 def results_table(records: list[Record], published: Sequence[PublishedRow]) -> str:
     """Make the table: a row for each record, then the published rows; the best of each column is bold."""
-    rows = [(label(r), [None if r["error"] else 100 * r[name] for name in FIGURES], r["error"]) for r in records]
-    rows = [(name, figures, f"failed: {error}" if error else "measured") for name, figures, error in rows]
-    rows += [(row.model, list(row.figures), f"published, {row.source}") for row in published]
-    shown = [[None if value is None else f"{value:.2f}" for value in figures] for _, figures, _ in rows]
-    best = [max((float(row[i]) for row in shown if row[i]), default=None) for i in range(len(FIGURES))]
-    cells = [
-        [
-            "–" if cell is None else f"**{cell}**" if float(cell) == top else cell
-            for cell, top in zip(row, best, strict=True)
-        ]
-        for row in shown
-    ]
+    rows = [(label(r), [None if r["error"] else 100 * r[name] for name in FIGURES]) for r in records]
+    sources = [f"failed: {r['error']}" if r["error"] else "measured" for r in records]
+    rows += [(row.model, list(row.figures)) for row in published]
+    altered = [f"; not the same text: {row.altered_text}" if row.altered_text else "" for row in published]
+    sources += [f"published, {row.source}{note}" for row, note in zip(published, altered, strict=True)]
+    cells = in_bold([figures for _, figures in rows], [False] * len(records) + [bool(note) for note in altered])
     return markdown(
         ["model", *FIGURES, "source"],
-        [[name, *row, source] for (name, _, source), row in zip(rows, cells, strict=True)],
+        [[name, *row, source] for (name, _), row, source in zip(rows, cells, sources, strict=True)],
     )
+
+
+def published_table() -> str:
+    """Make the table of the published rows that the READMEs show, best in bold, with its sources below it."""
+    urls = {url: f"[{number}]" for number, url in enumerate(dict.fromkeys(r.url for r in PUBLISHED_ROWS), start=1)}
+    cells = in_bold([list(row.figures) for row in PUBLISHED_ROWS], [bool(row.altered_text) for row in PUBLISHED_ROWS])
+    rows = [
+        [row.model + (" †" if row.altered_text else ""), *figures, urls[row.url]]
+        for row, figures in zip(PUBLISHED_ROWS, cells, strict=True)
+    ]
+    header = [f"{figure[:3]} {figure.partition('_')[2][0].upper()}" for figure in FIGURES]
+    sources = "\n".join(f"{number} {url}" for url, number in urls.items())
+    return f"{markdown(['model', *header, 'source'], rows)}\n\n{sources}"
+
+
+def in_bold(rows: list[list[float | None]], left_out: list[bool]) -> list[list[str]]:
+    """Show figures with two decimals, the best of each column, as shown, in bold; rows `left_out` do not compete."""
+    shown = [["–" if value is None else f"{value:.2f}" for value in row] for row in rows]
+    columns = zip(*(row for row, out in zip(shown, left_out, strict=True) if not out), strict=True)
+    best = [max((float(cell) for cell in column if cell != "–"), default=None) for column in columns]
+    return [
+        [f"**{c}**" if not out and c != "–" and float(c) == top else c for c, top in zip(row, best, strict=True)]
+        for row, out in zip(shown, left_out, strict=True)
+    ]
 
 
 def report(records: list[Record], with_published: bool = True, reproduces: str | None = None) -> str:
@@ -40,14 +58,14 @@ def report(records: list[Record], with_published: bool = True, reproduces: str |
     first, scored = records[0], [record for record in records if not record["error"]]
     is_official = first["blob_id"] == BLOB_IDS["KorSTS/sts-test.tsv"]
     published = PUBLISHED_ROWS if with_published and is_official else ()
-    parts = [f"{first['data']}: {first['rows']:,} pairs, git blob {first['blob_id']}; correlations times 100"]
+    parts = [
+        f"{one_cell(first['data'])}: {first['rows']:,} pairs, git blob {first['blob_id']}; correlations times 100"
+    ]
     parts.append(results_table(records, published))
-    among = "all rows, measured and published" if published else "the rows"
+    among = "all rows on the same text, measured and published" if published else "the rows"
     notes = [f"Bold: best of the column among {among}."]
     if with_published and not is_official:
         notes.append("No published rows: they are of the official KorSTS test file, and this is another one.")
-    if noise := noise_note(scored, published):
-        notes.append(noise)
     parts.append(" ".join(notes))
     if is_official:
         parts += verdicts(scored, reproduces)
@@ -70,35 +88,12 @@ def verdicts(records: list[Record], reproduces: str | None = None) -> list[str]:
         verdict = "reproduced: all eight" if count == len(FIGURES) else f"NOT reproduced: {count} of eight"
         worst = max(map(abs, differences))
         lines.append(
-            f"- {label(record)}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
+            f"- {in_text(record)}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
             f"({row.source}); largest difference {worst:.2f}"
         )
     if not rows:
         return []
     return ["Measured minus published:", markdown(["model", *FIGURES], rows), "\n".join(lines)]
-
-
-def noise_note(records: list[Record], published: Sequence[PublishedRow]) -> str:
-    """Say so when the best row leads the next by less than such a figure's own sampling error.
-
-    The half-width of a single Spearman's 95% interval comes from Fisher's z with variance (1 + rho^2 / 2) / (n - 3)
-    (Bonett and Wright, 2000, https://doi.org/10.1007/BF02294183).
-    """
-    ranked = [(100 * record[RANKED_BY], label(record)) for record in records]
-    ranked += [(row.figures[FIGURES.index(RANKED_BY)], f"{row.model} (published)") for row in published]
-    ranked.sort(reverse=True)
-    if len(ranked) < 2 or not records or records[0]["rows"] <= 3:
-        return ""
-    (best, best_name), (second, second_name) = ranked[:2]
-    rho, rows = best / 100, records[0]["rows"]
-    half_width = 196 * (1 - rho**2) * math.sqrt((1 + rho**2 / 2) / (rows - 3))
-    if best - second >= half_width:
-        return ""
-    return (
-        f"The lead of {best_name} over {second_name} in {RANKED_BY}, {best - second:.2f}, is close to noise: on "
-        f"{rows:,} pairs one such figure is uncertain by ±{half_width:.2f} (95%). "
-        "--bootstrap compares measured models pair by pair."
-    )
 
 
 def bootstrap_report(records: list[Record], published: Sequence[PublishedRow]) -> list[str]:
@@ -110,11 +105,11 @@ def bootstrap_report(records: list[Record], published: Sequence[PublishedRow]) -
     lines = []
     for record in records:
         low, high = (100 * record[f"{RANKED_BY}_{end}"] for end in ("low", "high"))
-        others = [row for row in published if row is not find_published(record["model"])]
+        others = [r for r in published if r in COMPARABLE_ROWS and r is not find_published(record["model"])]
         inside = [row.model for row in others if low <= row.figures[column] <= high]
         if inside:
             lines.append(
-                f"- The published {RANKED_BY} of {', '.join(inside)} lies inside the interval of {label(record)}: "
+                f"- The published {RANKED_BY} of {', '.join(inside)} lies inside the interval of {in_text(record)}: "
                 "not distinguishable here (no figures of single pairs are published, so this is unpaired)."
             )
     compared = [record for record in records if record.get("compared_with")]
@@ -122,12 +117,12 @@ def bootstrap_report(records: list[Record], published: Sequence[PublishedRow]) -
         low, high = (100 * record[f"{RANKED_BY}_difference_{end}"] for end in ("low", "high"))
         outcome = "distinguishable from noise" if low > 0 or high < 0 else "not distinguishable from noise"
         lines.append(
-            f"- {label(record)} against {record['compared_with']}, {RANKED_BY}: "
+            f"- {in_text(record)} against {one_cell(record['compared_with'])}, {RANKED_BY}: "
             f"{100 * record[f'{RANKED_BY}_difference']:+.2f} (95% {low:+.2f} to {high:+.2f}, "
             f"p = {record[f'{RANKED_BY}_p']:.2g}) on {record['rows']:,} pairs: {outcome}"
         )
     for base in dict.fromkeys(record["compared_with"] for record in compared):
-        parts.append(f"Paired difference to {base}, its 95% interval and two-sided p-value:")
+        parts.append(f"Paired difference to {one_cell(base)}, its 95% interval and two-sided p-value:")
         parts.append(figure_table([r for r in compared if r["compared_with"] == base], difference_cell))
     return [*parts, "\n".join(lines)] if lines else parts
 
@@ -154,11 +149,23 @@ def errors_table(
         [f"{5 * gold[i]:.2f}", f"{cosine[i]:.4f}", f"{disagreement[i]:+.0f}", sentences1[i], sentences2[i]]
         for i in worst
     ]
-    return markdown(["gold (0-5)", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"], rows)
+    header = ["gold (0-5)", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"]
+    return markdown(header, rows, texts=("sentence1", "sentence2"))
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Make a Markdown table: first column left, numbers right; `|` and line ends inside a cell are escaped."""
-    align = [":---" if name in ("model", "source", "sentence1", "sentence2") else "---:" for name in header]
-    lines = [header, align, *([" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows)]
+def markdown(header: list[str], rows: list[list[str]], texts: Sequence[str] = ("source",)) -> str:
+    """Make a Markdown table: the first column and those named in `texts` to the left, numbers to the right."""
+    align = [":--" if name in (header[0], *texts) else "--:" for name in header]
+    lines = [header, align, *([one_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def in_text(record: Record) -> str:
+    """Name a record outside a table."""
+    return one_cell(label(record))
+
+
+def one_cell(text: str) -> str:
+    """Keep foreign text from ending its line or cell, opening HTML or steering the terminal."""
+    text = "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
+    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())

@@ -1,4 +1,4 @@
-"""Benchmark results as records: one flat dict for each row of the table, kept in JSON or CSV files.
+"""Benchmark results as records: one flat dict for each row of a table, written as .json and .csv and read from .json.
 
 A record holds `model`, `revision` (the hub commit, or the full local path), `dimensions` (None: all), `precision`,
 `error` (None, or why there are no figures), `data`, `rows` and `blob_id` (the git blob id of the data file), `date`,
@@ -10,25 +10,25 @@ full precision. After a bootstrap also <figure>_low and <figure>_high and, where
 import csv
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kf_deberta.cli import InputError, write_atomically
+from kf_deberta.cli import InputError, one_line, write_atomically
 from kf_deberta.evaluation import bootstrap
 from kf_deberta.evaluation.scoring import FIGURES
 
 Record = dict[str, Any]
-TEXTS = {"model", "revision", "precision", "error", "data", "blob_id", "date", "versions", "settings", "compared_with"}
-COUNTS = {"dimensions", "rows", "sentences", "resamples", "seed"}
-REQUIRED = ("model", "dimensions", "precision", "error", "data", "rows", "blob_id")
+TEXT, COUNT, FIGURE = "text", "a whole number", "a number in -2..2"  # a difference of two correlations reaches 2
+REQUIRED = {"model": TEXT, "precision": TEXT, "data": TEXT, "blob_id": TEXT, "rows": COUNT}
+NULLABLE = {"dimensions": COUNT, "error": TEXT}  # there, but null where they say nothing
+OPTIONAL = {"settings": TEXT, "compared_with": TEXT, "resamples": COUNT, "seed": COUNT}
 FORMATS = (".json", ".csv")
 
 
 def label(record: Record) -> str:
-    """Name a record's row: the model as the user gave it, and how its embeddings were made, cut or quantised."""
+    """Name a record's row: the model as the user gave it, and how its embeddings were made, cut or quantized."""
     details = ["bfloat16"] if "bfloat16" in (record.get("settings") or "") else []
     details += [f"first {record['dimensions']} dimensions"] if record["dimensions"] else []
     details += [record["precision"]] if record["precision"] != "float32" else []
@@ -47,11 +47,12 @@ def write_results(path: Path, records: list[Record]) -> None:
     else:
         content = json.dumps(records, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     with write_atomically(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        # a name that is not UTF-8 holds lone surrogates; escaped, they are still valid JSON
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def read_results(paths: list[Path]) -> list[Record]:
-    """Read the records of several files that write_results wrote, in order.
+    """Read the records of several .json files that write_results wrote, in order.
 
     Raises:
         InputError: a file is unreadable or no result file, or two files are about different data.
@@ -59,19 +60,16 @@ def read_results(paths: list[Path]) -> list[Record]:
     records: list[Record] = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix == ".csv":
-                rows = [
-                    {name: parse_cell(name, cell) for name, cell in row.items()}
-                    for row in csv.DictReader(io.StringIO(text))
-                ]
-            else:
-                rows = json.loads(text)
-            if not rows or any(not is_record(row) for row in rows):
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have added a byte order mark
+            if not isinstance(rows, list) or not rows:
                 raise ValueError("not a list of result records")
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise InputError(f"{path}: no readable results ({reason}); give files that --output wrote") from error
+            for number, row in enumerate(rows, start=1):
+                check_record(row, f"record {number}")
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise InputError(
+                f"{path}: no readable results ({reason}); give .json files that --output wrote"
+            ) from error
         records += rows
         for row in rows:
             if row["blob_id"] != records[0]["blob_id"]:
@@ -83,29 +81,29 @@ def read_results(paths: list[Path]) -> list[Record]:
     return records
 
 
-def parse_cell(name: str, cell: str) -> str | float | int | None:
-    """Undo what CSV does to a value: an empty cell is None, and columns outside TEXTS hold numbers."""
-    if not cell or name in TEXTS:
-        return cell or None
-    number = float(cell)
-    return int(number) if name in COUNTS else number
-
-
-def is_record(row: Record) -> bool:
-    """Tell whether `row` has what a table needs: the REQUIRED fields, and finite figures or an error."""
-    if any(name not in row for name in REQUIRED) or not row["model"] or not row["blob_id"]:
-        return False
-    texts = [row[name] for name in ("model", "precision", "data", "blob_id")]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(row["rows"], int):
-        return False
-    needed = [f"{name}_{end}" for name in FIGURES for end in ("low", "high")] if row.get("resamples") else []
-    if row.get("compared_with"):
+def check_record(record: object, name: str) -> None:
+    """Raise ValueError, which names the key, where a record lacks what a report needs or holds another type."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} is not an object")
+    needed = dict(REQUIRED)
+    if not record.get("error"):
+        needed |= dict.fromkeys(FIGURES, FIGURE)
+    if record.get("resamples"):
+        needed |= {"seed": COUNT} | {f"{figure}_{end}": FIGURE for figure in FIGURES for end in ("low", "high")}
+    if record.get("compared_with"):
         ends = ("difference", "difference_low", "difference_high", "p")
-        needed += [f"{name}_{end}" for name in FIGURES for end in ends]
-    if any(not isinstance(row.get(name), int | float) for name in needed):
-        return False
-    figures = [row.get(name) for name in FIGURES]
-    return bool(row["error"]) or all(isinstance(value, int | float) and math.isfinite(value) for value in figures)
+        needed |= {f"{figure}_{end}": FIGURE for figure in FIGURES for end in ends}
+    if missing := [key for key in (*needed, *NULLABLE) if key not in record]:
+        raise ValueError(f"{name} has no {missing[0]}")
+    kinds = needed | {key: kind for key, kind in (NULLABLE | OPTIONAL).items() if record.get(key) is not None}
+    fits = {
+        TEXT: lambda value: isinstance(value, str) and value != "",
+        COUNT: lambda value: type(value) is int and 0 <= value < 2**64,
+        FIGURE: lambda value: type(value) in (int, float) and -2 <= value <= 2,
+    }
+    for key, kind in kinds.items():
+        if not fits[kind](record[key]):
+            raise ValueError(f"{name}: {key} is {repr(record[key])[:40]}, not {kind}")
 
 
 def add_bootstrap(
