@@ -1,16 +1,24 @@
-"""One clear line and exit status 2 instead of a traceback, for every script of this repository."""
+"""What every command shares: flags with one wording per fault, and one clear line instead of a traceback."""
 
+import argparse
 import contextlib
+import difflib
 import errno
 import json
 import logging
+import math
 import os
 import signal
+import stat
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 INPUT_ERROR_STATUS = 2
+OTHERS_WAIT_SECONDS = 3.0  # torchrun ends the other processes sooner than that after the first error
 
 
 class InputError(Exception):
@@ -20,29 +28,62 @@ class InputError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its status; an InputError becomes one line on stderr and exit status 2.
 
-    A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug.
+    A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug. With KF_DEBUG=1
+    in the environment the traceback stands above the line.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    with contextlib.suppress(AttributeError):  # no stdout at all
+        sys.stdout.reconfigure(errors="replace")  # Hangul on a terminal that has none
     try:
-        sys.exit(main())
+        status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(status)
     except InputError as error:
         message = str(error)
     except BrokenPipeError:  # the reader of our output, such as head, is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         sys.exit(141)
     except OSError as error:
         if error.errno is None:  # a library's own OSError, not the operating system's: keep its traceback
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
         remedy = "; free space or choose another directory" if full else ""
-        message = f"{error.filename or 'a file'}: {error.strerror}{remedy}"
+        message = f"{error.filename or _unnamed_output()}: {error.strerror}{remedy}"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if os.environ.get("RANK", "0") == "0":  # all processes of torchrun meet the same error
-        print(f"error: {message}", file=sys.stderr)
+    if os.environ.get("KF_DEBUG"):
+        traceback.print_exc()
+    if "LOCAL_RANK" in os.environ and (rank := os.environ.get("RANK", "0")) != "0":
+        # most errors are met by all processes and told by the first, whose end ends the others while they wait here
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(INPUT_ERROR_STATUS))
+        time.sleep(OTHERS_WAIT_SECONDS)
+        message = f"process {rank}: {message}"
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(INPUT_ERROR_STATUS)
+
+
+def _drop_stdout() -> None:
+    """Let what stdout could not write go nowhere, or Python complains of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unnamed_output() -> str:
+    """Name what an OSError without a file name is about: standard output where that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+        return "standard output"
+    return "a file"
+
+
+def say(text: str) -> None:
+    """Show a sign of life on stderr, once for all processes of a machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def one_line(error: Exception, length: int = 200) -> str:
@@ -50,13 +91,141 @@ def one_line(error: Exception, length: int = 200) -> str:
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 
-def check_writable(directory: Path) -> None:
-    """Create `directory` and raise InputError where no file can be written into it, before any long work starts."""
+# flags
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands, "(default: X)" behind every flag, and short names for values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if not action.option_strings or "(default:" in action.help or isinstance(action, argparse._HelpAction):
+            return action.help
+        shown = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        if shown is None or shown is False or shown == "":
+            shown = "off" if action.nargs == 0 else "none"
+        return f"{action.help} (default: {str(shown).replace('%', '%%')})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "metavar", "TEXT")
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of a command, whose docstring is the help; what is wrong with a flag is an InputError."""
+
+    def __init__(self, doc: str, refused: Mapping[str, str] | None = None) -> None:
+        """Take the docstring of the command, and for flags that are refused by name what to say of them."""
+        super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, usage="%(prog)s [flags]")
+        self.refused = refused or {}
+
+    def error(self, message: str) -> None:
+        """Raise the one line; argparse would print all flags above it."""
+        raise InputError(message.removeprefix("argument "))
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """Parse the command line; an unknown flag is told with the nearest one that exists."""
+        parsed, rest = self.parse_known_args(args, namespace)
+        if not rest:
+            return parsed
+        flag = next((word for word in rest if word.startswith("--")), rest[0]).split("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in self.refused:
+            raise InputError(f"{flag} {self.refused[name]}")
+        known = [option.removeprefix("--") for option in self._option_string_actions]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"{self.prog} --help lists the flags"
+        raise InputError(f"unknown flag {flag}; {hint}")
+
+
+def number(
+    kind: type, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+) -> Callable[[str], float]:
+    """Return an argparse type for finite numbers from `least`, or above `above`, up to `most`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a {'whole' if kind is int else 'finite'} number, not {text}")
+        if value < least or value <= above:
+            wanted = f"above {above}" if value <= above else f"{least} or more"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be {most} or less, not {text}")
+        return value
+
+    convert.metavar = "N" if kind is int else "X"
+    return convert
+
+
+count = number(int, least=1, most=2**31 - 1)
+seed = number(int, least=0, most=2**32 - 1)  # what every random generator takes
+positive = number(float, above=0)
+not_negative = number(float, least=0)
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return an argparse type for one of `names`."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"must be {', '.join(names[:-1])} or {names[-1]}, not {text}")
+        return text
+
+    convert.metavar = "|".join(names)
+    return convert
+
+
+def several(kind: Callable[[str], object]) -> Callable[[str], list]:
+    """Return an argparse type for values of `kind` with commas between them, as in `768,256`."""
+
+    def convert(text: str) -> list:
+        return list(dict.fromkeys(map(kind, text.split(","))))
+
+    convert.metavar = f"{kind.metavar},..."
+    return convert
+
+
+def text_path(text: str) -> str:
+    """Return a path, or a model's hub name, with ~ expanded."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        text.encode()
+    except UnicodeEncodeError as error:  # undecodable bytes; not all libraries take such a path
+        raise argparse.ArgumentTypeError(f"must be UTF-8, not {os.fsencode(text)}; rename it") from error
+    return os.path.expanduser(text)
+
+
+def path(text: str) -> Path:
+    """Return a path with ~ expanded."""
+    return Path(text_path(text))
+
+
+text_path.metavar, path.metavar = "MODEL", "PATH"
+
+
+# files
+
+
+def check_input_file(file: Path) -> None:
+    """Raise InputError where `file` cannot be read as a file; a pipe or a device is refused, not waited for."""
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISREG(mode):
+            file.open("rb").close()
+            return
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; give the path of a readable file") from error
+    kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+    raise InputError(f"{file}: {kind}; give the path of a readable file")
+
+
+def check_writable(directory: Path) -> None:
+    """Raise InputError where no file can be written into `directory`, which need not exist yet; nothing is made."""
+    directory = directory.absolute()
+    existing = next(parent for parent in (directory, *directory.parents) if os.path.lexists(parent))
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise InputError(f"{directory}: not writable ({error.strerror}); choose another directory") from error
 
@@ -64,6 +233,7 @@ def check_writable(directory: Path) -> None:
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends well and is gone otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
