@@ -108,8 +108,7 @@ def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:
     paths = sorted(folder.glob("*train.ko.tsv"))
     if not paths:
         raise InputError(
-            f"{folder}: no KorNLI train file (*train.ko.tsv); give the folder that holds KorNLI/ and KorSTS/, "
-            "or a path that does not exist yet to have the data cloned there"
+            f"{folder}: no KorNLI train file (*train.ko.tsv); give the folder that holds KorNLI/ and KorSTS/"
         )
     return paths
 

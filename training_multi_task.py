@@ -12,38 +12,43 @@ A round is one step of MultipleNegativesRankingLoss on 128 KorNLI triplets, then
     python training_multi_task.py --resume                               # the newest unfinished run
 """
 
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    CosineSimilarityLoss,
-    MultipleNegativesRankingLoss,
-)
-
-from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.cli import run
-from kf_deberta.training.batches import ShuffledBatchSampler, TripletBatchSampler
-from kf_deberta.training.flags import parse_recipe, positive, recipe_parser
-from kf_deberta.training.loop import train_and_score
-from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
-from kf_deberta.training.trainer import MultiTaskTrainer
+from kf_deberta.training.flags import parse_flags, training_arguments
+
+# Every number is a flag. Source: model card of upskyy/kf-deberta-multitask
+RECIPE = {
+    "num_epochs": 10,  # an epoch is one pass over KorSTS: 719 rounds
+    "nli_batch_size": 128,  # triplets per step, no text twice
+    "sts_batch_size": 8,  # pairs per step
+    "max_seq_length": 128,  # tokens per sentence
+    "scale": 20.0,  # factor on the cosines in MultipleNegativesRankingLoss
+    "learning_rate": 2e-5,  # peak, for both objectives
+    "weight_decay": 0.01,  # none on biases and LayerNorm
+    "max_grad_norm": 1.0,  # clipped per step, never over both objectives
+    "warmup_steps": 0.1,  # of the rounds, linear from 0
+    "lr_scheduler_type": "linear",  # to 0 at the last round
+    "eval_steps": 1000,  # rounds within an epoch, so the end of an epoch comes first
+    "seed": 42,  # triplets, order of batches, dropout
+}
 
 
 def main() -> None:
-    """Train by the published multi-task recipe; every number of it stands here or is a flag's default."""
-    # 1. Flags. Epochs, seed and batch sizes: model card of upskyy/kf-deberta-multitask
-    parser = recipe_parser(__doc__, num_epochs=10, default_seed=42, output_prefix="kor_multi_")
-    add = parser.add_argument
-    add("--nli_batch_size", metavar="N", type=positive(int), default=128, help="triplets a step (%(default)s)")
-    add("--sts_batch_size", metavar="N", type=positive(int), default=8, help="pairs a step (%(default)s)")
-    add("--nli_mini_batch_size", metavar="N", type=positive(int), help="triplets in memory at once")
-    # AdamW, one per objective: no decay on biases and LayerNorm; warm-up over 10% of the rounds
-    args, training_args = parse_recipe(
-        parser,
-        optim="adamw_torch_fused",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        lr_scheduler_type="linear",
-        warmup_steps=0.1,
+    """Train by the published multi-task recipe."""
+    # 1. Flags; what takes seconds to import comes after them
+    args = parse_flags(__doc__, RECIPE, output_prefix="kor_multi_")
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        CosineSimilarityLoss,
+        MultipleNegativesRankingLoss,
     )
+
+    from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
+    from kf_deberta.training.batches import ShuffledBatchSampler, TripletBatchSampler
+    from kf_deberta.training.loop import train_and_score
+    from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
+    from kf_deberta.training.trainer import MultiTaskTrainer
+
+    training_args = training_arguments(args)
 
     # 2. Data: triplets from every KorNLI train file, and KorSTS pairs with their gold score / 5
     root = kor_nlu_datasets(args, training_args)
@@ -57,7 +62,7 @@ def main() -> None:
     model = load_base(args)
 
     # 4. Losses; in-batch negatives come from all processes
-    ranking = {"scale": 20.0, "gather_across_devices": training_args.world_size > 1}
+    ranking = {"scale": args.scale, "gather_across_devices": training_args.world_size > 1}
     if args.nli_mini_batch_size:  # the same result in several small passes
         nli_loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
     else:

@@ -10,36 +10,41 @@ One epoch of MultipleNegativesRankingLoss in batches of 64 triplets without dupl
     python training_nli.py --resume                                      # the newest unfinished run
 """
 
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
-
-from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.cli import run
-from kf_deberta.training.batches import TripletBatchSampler
-from kf_deberta.training.flags import parse_recipe, positive, recipe_parser
-from kf_deberta.training.loop import train_and_score
-from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
-from kf_deberta.training.trainer import MultiTaskTrainer
+from kf_deberta.training.flags import parse_flags, training_arguments
+
+# Every number is a flag. Source: training_nli.py of the original repository
+RECIPE = {
+    "num_epochs": 1,  # one pass over the triplets
+    "batch_size": 64,  # triplets per step, no text twice
+    "max_seq_length": 128,  # tokens per sentence
+    "scale": 20.0,  # factor on the cosines in MultipleNegativesRankingLoss
+    "learning_rate": 2e-5,  # peak
+    "weight_decay": 0.01,  # none on biases and LayerNorm
+    "max_grad_norm": 1.0,  # clipped per step
+    "warmup_steps": 0.1,  # of the steps, linear from 0
+    "lr_scheduler_type": "linear",  # to 0 at the last step
+    "eval_steps": 1000,  # steps within an epoch; one more evaluation at its end
+    "seed": 777,  # triplets, order of batches, dropout
+}
 
 
 def main() -> None:
-    """Train by the NLI recipe; every number of it stands here or is a flag's default."""
-    # 1. Flags. Epochs, seed and batch size: training_nli.py of the original repository
-    parser = recipe_parser(__doc__, num_epochs=1, default_seed=777, output_prefix="kor_nli_")
-    add = parser.add_argument
-    add("--batch_size", metavar="N", type=positive(int), default=64, help="triplets a step (%(default)s)")
-    add("--nli_mini_batch_size", metavar="N", type=positive(int), help="triplets in memory at once")
-    # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
-    args, training_args = parse_recipe(
-        parser,
-        optim="adamw_torch_fused",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        lr_scheduler_type="linear",
-        warmup_steps=0.1,
+    """Train by the NLI recipe."""
+    # 1. Flags; what takes seconds to import comes after them
+    args = parse_flags(__doc__, RECIPE, output_prefix="kor_nli_")
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
     )
+
+    from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
+    from kf_deberta.training.batches import TripletBatchSampler
+    from kf_deberta.training.loop import train_and_score
+    from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
+    from kf_deberta.training.trainer import MultiTaskTrainer
+
+    training_args = training_arguments(args)
 
     # 2. Data: triplets from every KorNLI train file
     root = kor_nlu_datasets(args, training_args)
@@ -52,7 +57,7 @@ def main() -> None:
     model = load_base(args)
 
     # 4. Loss; in-batch negatives come from all processes
-    ranking = {"scale": 20.0, "gather_across_devices": training_args.world_size > 1}
+    ranking = {"scale": args.scale, "gather_across_devices": training_args.world_size > 1}
     if args.nli_mini_batch_size:  # the same result in several small passes
         nli_loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
     else:

@@ -9,32 +9,37 @@ Five epochs of CosineSimilarityLoss in shuffled batches of 8 pairs, gold score /
     python training_sts.py --resume                                      # the newest unfinished run
 """
 
-from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
-
-from data_util import load_kor_sts
 from kf_deberta.cli import run
-from kf_deberta.training.batches import ShuffledBatchSampler
-from kf_deberta.training.flags import parse_recipe, positive, recipe_parser
-from kf_deberta.training.loop import train_and_score
-from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
-from kf_deberta.training.trainer import MultiTaskTrainer
+from kf_deberta.training.flags import parse_flags, training_arguments
+
+# Every number is a flag. Source: training_sts.py of the original repository
+RECIPE = {
+    "num_epochs": 5,  # passes over the pairs
+    "batch_size": 8,  # pairs per step
+    "max_seq_length": 128,  # tokens per sentence
+    "learning_rate": 2e-5,  # peak
+    "weight_decay": 0.01,  # none on biases and LayerNorm
+    "max_grad_norm": 1.0,  # clipped per step
+    "warmup_steps": 0.1,  # of the steps, linear from 0
+    "lr_scheduler_type": "linear",  # to 0 at the last step
+    "eval_steps": 1000,  # steps within an epoch; one more evaluation at its end
+    "seed": 777,  # order of batches, dropout
+}
 
 
 def main() -> None:
-    """Train by the STS recipe; every number of it stands here or is a flag's default."""
-    # 1. Flags. Epochs, seed and batch size: training_sts.py of the original repository
-    parser = recipe_parser(__doc__, num_epochs=5, default_seed=777, output_prefix="kor_sts_")
-    add = parser.add_argument
-    add("--batch_size", metavar="N", type=positive(int), default=8, help="pairs a step (%(default)s)")
-    # AdamW: no decay on biases and LayerNorm; warm-up over 10% of the steps
-    args, training_args = parse_recipe(
-        parser,
-        optim="adamw_torch_fused",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        lr_scheduler_type="linear",
-        warmup_steps=0.1,
-    )
+    """Train by the STS recipe."""
+    # 1. Flags; what takes seconds to import comes after them
+    args = parse_flags(__doc__, RECIPE, output_prefix="kor_sts_")
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+    from data_util import load_kor_sts
+    from kf_deberta.training.batches import ShuffledBatchSampler
+    from kf_deberta.training.loop import train_and_score
+    from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
+    from kf_deberta.training.trainer import MultiTaskTrainer
+
+    training_args = training_arguments(args)
 
     # 2. Data: KorSTS pairs with their gold score / 5
     root = kor_nlu_datasets(args, training_args)

@@ -1,14 +1,19 @@
 """Facts of the single-objective recipes, of flags and outputs, read off runs of the scripts as a user starts them."""
 
+import ast
 import csv
 import json
 import re
+import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+import data_util
+from kf_deberta.training.flags import parse_flags
 from recording import record
 
 
@@ -20,7 +25,7 @@ def run_with_defaults(module, toy_base, toy_data, output):
 def nli_run(toy_base, toy_data, tmp_path_factory):
     import training_nli
 
-    with mock.patch.object(training_nli, "load_kor_nli", wraps=training_nli.load_kor_nli) as load:
+    with mock.patch.object(data_util, "load_kor_nli", wraps=data_util.load_kor_nli) as load:
         run = run_with_defaults(training_nli, toy_base, toy_data, tmp_path_factory.mktemp("out"))
     assert load.call_args.kwargs == {"seed": 777}
     return run
@@ -90,7 +95,7 @@ def test_max_rounds_ends_the_run_and_the_schedule_spans_them(toy_base, toy_data,
     import training_multi_task
 
     flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", 5, "--nli_batch_size", 32]
-    with mock.patch.object(training_multi_task, "load_kor_nli", wraps=training_multi_task.load_kor_nli) as load:
+    with mock.patch.object(data_util, "load_kor_nli", wraps=data_util.load_kor_nli) as load:
         run = record(training_multi_task, flags, tmp_path)
     assert load.call_args.kwargs == {"seed": 42}
     assert (run.trainer.batches.rounds, len(run.steps)) == (4, 10)  # an epoch is a pass over STS; NLI has 18 batches
@@ -98,34 +103,48 @@ def test_max_rounds_ends_the_run_and_the_schedule_spans_them(toy_base, toy_data,
     assert rates == pytest.approx([0, 2e-5, 2e-5 * 3 / 4, 2e-5 * 2 / 4, 2e-5 / 4])
 
 
+SHARED_RECIPE = {
+    "max_seq_length": 128,
+    "learning_rate": 2e-5,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "warmup_steps": 0.1,
+    "lr_scheduler_type": "linear",
+    "eval_steps": 1000,
+}
+
+
 @pytest.mark.parametrize(
-    ("script", "defaults"),
+    ("script", "own", "output_prefix"),
     [
         (
             "training_multi_task",
-            {"nli_batch_size": 128, "sts_batch_size": 8, "num_epochs": 10, "seed": 42, "output_prefix": "kor_multi_"},
+            {"nli_batch_size": 128, "sts_batch_size": 8, "num_epochs": 10, "seed": 42, "scale": 20.0},
+            "kor_multi_",
         ),
-        ("training_nli", {"batch_size": 64, "num_epochs": 1, "seed": 777, "output_prefix": "kor_nli_"}),
-        ("training_sts", {"batch_size": 8, "num_epochs": 5, "seed": 777, "output_prefix": "kor_sts_"}),
+        ("training_nli", {"batch_size": 64, "num_epochs": 1, "seed": 777, "scale": 20.0}, "kor_nli_"),
+        ("training_sts", {"batch_size": 8, "num_epochs": 5, "seed": 777}, "kor_sts_"),
     ],
 )
-def test_defaults_are_the_published_values(script, defaults, monkeypatch):
+def test_every_number_of_the_recipe_stands_in_the_script_in_a_line_with_a_comment(
+    script, own, output_prefix, repo, tmp_path, monkeypatch
+):
+    source = (repo / f"{script}.py").read_text(encoding="utf-8")
+    (recipe,) = [n.value for n in ast.parse(source).body if isinstance(n, ast.Assign) and n.targets[0].id == "RECIPE"]
+    assert ast.literal_eval(recipe) == own | SHARED_RECIPE
+    lines = [source.splitlines()[key.lineno - 1] for key in recipe.keys]
+    assert all(re.fullmatch(r' {4}"\w+": [\w."-]+,  # \w.+', line) for line in lines), lines
+    assert len(set(lines)) == len(lines)
+
+    # and a run without flags takes them from there
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script])
     module = __import__(script)
-    seen = {}
-
-    class ParsedError(Exception):
-        pass
-
-    def stop(parser, **recipe):
-        seen.update(vars(parser.parse_args([])))
-        raise ParsedError
-
-    monkeypatch.setattr(module, "parse_recipe", stop)
-    with pytest.raises(ParsedError):
-        module.main()
-    shared = {"max_seq_length": 128, "eval_steps": 1000, "learning_rate": 2e-5}
-    shared |= {"model_name_or_path": "kakaobank/kf-deberta-base", "dataset_path": "kor-nlu-datasets"}
-    assert seen.items() >= (defaults | shared).items()
+    args = vars(parse_flags(module.__doc__, module.RECIPE, output_prefix))
+    defaults = {"output_prefix": output_prefix, "model_name_or_path": "kakaobank/kf-deberta-base"}
+    defaults |= {"dataset_path": Path("kor-nlu-datasets"), "output_dir": Path("output"), "dtype": "float32"}
+    assert args.items() >= (own | SHARED_RECIPE | defaults).items()
+    assert f'output_prefix="{output_prefix}"' in source
 
 
 def test_equal_seeds_give_equal_runs_whatever_pythonhashseed(toy_base, toy_data, tmp_path, run_script):

@@ -14,10 +14,23 @@ from kf_deberta.data.official import verify
 
 URL = "https://github.com/kakaobrain/kor-nlu-datasets"  # environment variable KOR_NLU_DATASETS_URL overrides it
 COMMIT = "0df0fe7d496eb61b092e022e238c2230b29f1cbc"
-LICENCE = "CC BY-SA 4.0"
+LICENSE = "CC BY-SA 4.0"
+DEFAULT_PATH = Path("kor-nlu-datasets")
 REACH_SECONDS = 10  # a server that has not answered by then counts as unreachable
 # A transfer that stalls for half a minute ends; line ends stay as committed, or no file would verify on Windows.
 GIT_OPTIONS = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30", "-c", "core.autocrlf=false")
+
+
+def check_data_set(path: Path, download: bool) -> None:
+    """Raise InputError where there is no data set at `path` and none may be cloned there, so that a typo shows.
+
+    It may at DEFAULT_PATH, and anywhere with `download`, the flag --download.
+    """
+    if not (download or path == DEFAULT_PATH or os.path.lexists(path)):
+        raise InputError(
+            f"{path}: no such directory; give the folder that holds KorNLI/ and KorSTS/, "
+            "or add --download to clone the data set there"
+        )
 
 
 def ensure_kor_nlu_datasets(path: str | Path) -> None:
@@ -36,7 +49,7 @@ def ensure_kor_nlu_datasets(path: str | Path) -> None:
     by_hand = f"or put the data set's folders KorNLI/ and KorSTS/ into {path}"
     if shutil.which("git") is None:
         raise InputError(f"{path}: no data, and no git to clone {url}; install git, {by_hand}")
-    print(f"{path} does not exist: cloning {url} ({LICENCE}, commit {COMMIT}) into it", file=sys.stderr, flush=True)
+    print(f"{path} does not exist: cloning {url} ({LICENSE}, commit {COMMIT}) into it", file=sys.stderr, flush=True)
     _check_reachable(url, by_hand)
 
     existing = next(parent for parent in path.absolute().parents if parent.is_dir())

@@ -26,7 +26,8 @@ def check_divides(name: str, batch_size: int, world_size: int) -> None:
     """Raise InputError where the batch called `name` cannot be shared equally by `world_size` processes."""
     if batch_size % world_size:
         raise InputError(
-            f"{name} {batch_size} does not divide by {world_size} processes; batch sizes are global: choose a multiple"
+            f"{name} {batch_size} is not divisible by {world_size} processes; batch sizes are global, "
+            f"choose a multiple of {world_size}"
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from kf_deberta.data.official import KOR_STS_ROWS
+from kf_deberta.training.flags import SAME_RESULT
 
 EXAMPLES = [
     "은행에서 예금을 만기로 인출하는 고객이 있다.",
@@ -12,7 +13,7 @@ EXAMPLES = [
     "주식 시장에서 한 투자자가 주식을 매수한다.",
 ]
 
-LOCAL = {"dataset_path", "output_dir", "output_prefix", "trust_remote_code"}  # of this machine, not of the recipe
+LOCAL = {"dataset_path", "trust_remote_code"} | SAME_RESULT  # of this machine, not of the recipe
 
 TRANSFORMERS_USAGE = """### Usage with Transformers alone
 

@@ -1,215 +1,226 @@
-"""The flags of the training scripts: those that all recipes have, and the library's own beside them."""
+"""The flags of the training scripts, and the library's training arguments made of them; nothing slow to import."""
 
 import argparse
-import difflib
 import logging
-import math
-import shlex
-import sys
+import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from sentence_transformers import SentenceTransformerTrainingArguments
-from transformers import HfArgumentParser
-from transformers.integrations import get_reporting_integration_callbacks
+from kf_deberta.cli import (
+    InputError,
+    Parser,
+    check_writable,
+    count,
+    not_negative,
+    number,
+    one_line,
+    one_of,
+    path,
+    positive,
+    seed,
+    several,
+    text_path,
+)
+from kf_deberta.data.download import DEFAULT_PATH, check_data_set
 
-from kf_deberta.cli import InputError, one_line
-from kf_deberta.model.hub import hub_unreachable
-from kf_deberta.training.batches import check_divides
-
-# set by the recipe; the value says which flag to use instead
-RESERVED = {
-    "per_device_train_batch_size": "--batch_size (--nli_batch_size and --sts_batch_size for multi-task)",
-    "per_device_eval_batch_size": "--eval_batch_size",
-    "gradient_accumulation_steps": "--nli_mini_batch_size (objectives must not share a step)",
-    "num_train_epochs": "--num_epochs",
-    "max_steps": "--max_rounds",
-    "resume_from_checkpoint": "--resume",
-    **dict.fromkeys(("eval_strategy", "eval_on_start", "eval_delay"), "--eval_steps"),
-    **dict.fromkeys(("save_strategy", "save_total_limit", "save_only_model"), "--save_steps"),
-    **dict.fromkeys(("batch_sampler", "multi_dataset_batch_sampler", "metric_for_best_model"), "nothing"),
-    **dict.fromkeys(("load_best_model_at_end", "hub_strategy"), "nothing"),
-    **dict.fromkeys(("auto_find_batch_size", "fsdp", "deepspeed"), "torchrun and --nli_mini_batch_size"),
-    "warmup_ratio": "--warmup_steps with a number below 1",
-    **dict.fromkeys(("logging_strategy", "logging_nan_inf_filter", "greater_is_better"), "nothing"),
+# type and help of what a recipe may set; its values stand in the script
+RECIPE_FLAGS = {
+    "num_epochs": (count, "epochs"),
+    "batch_size": (count, "triplets or pairs per step, over all processes"),
+    "nli_batch_size": (count, "triplets per step, over all processes"),
+    "sts_batch_size": (count, "pairs per step, over all processes"),
+    "max_seq_length": (count, "tokens a sentence is cut to"),
+    "scale": (positive, "factor on the cosines in the ranking loss"),
+    "learning_rate": (positive, "peak learning rate of AdamW"),
+    "weight_decay": (not_negative, "weight decay of AdamW, none on biases and LayerNorm"),
+    "max_grad_norm": (positive, "norm that gradients are clipped to, per step"),
+    "warmup_steps": (not_negative, "rounds of linear warm-up; below 1, a share of all rounds"),
+    "lr_scheduler_type": (one_of("linear", "cosine", "constant_with_warmup"), "learning rate after the warm-up"),
+    "eval_steps": (count, "rounds between evaluations within an epoch; one more at its end"),
+    "seed": (seed, "seed of triplets, order of batches and dropout"),
+}
+BY_THE_RECIPE = "is set by the recipe; "
+REFUSED = {
+    "per_device_train_batch_size": f"{BY_THE_RECIPE}use --batch_size, or --nli_batch_size and --sts_batch_size",
+    "per_device_eval_batch_size": f"{BY_THE_RECIPE}use --eval_batch_size",
+    "gradient_accumulation_steps": f"{BY_THE_RECIPE}use --nli_mini_batch_size (objectives must not share a step)",
+    "num_train_epochs": f"{BY_THE_RECIPE}use --num_epochs",
+    "max_steps": f"{BY_THE_RECIPE}use --max_rounds",
+    "resume_from_checkpoint": f"{BY_THE_RECIPE}use --resume",
+    "warmup_ratio": f"{BY_THE_RECIPE}use --warmup_steps with a number below 1",
+    **dict.fromkeys(("eval_strategy", "eval_on_start", "eval_delay"), f"{BY_THE_RECIPE}use --eval_steps"),
+    **dict.fromkeys(("save_strategy", "save_total_limit", "save_only_model"), f"{BY_THE_RECIPE}use --save_steps"),
+    **dict.fromkeys(("batch_sampler", "multi_dataset_batch_sampler", "optim"), f"{BY_THE_RECIPE}remove it"),
+    **dict.fromkeys(("metric_for_best_model", "greater_is_better"), f"{BY_THE_RECIPE}remove it"),
+    **dict.fromkeys(("load_best_model_at_end", "hub_strategy", "data_seed"), f"{BY_THE_RECIPE}remove it"),
+    **dict.fromkeys(("logging_strategy", "logging_nan_inf_filter"), f"{BY_THE_RECIPE}remove it"),
+    **dict.fromkeys(("auto_find_batch_size", "fsdp", "deepspeed"), "is not supported; use --nli_mini_batch_size"),
+    **dict.fromkeys(("fp16", "fp16_full_eval"), "scales the loss and skips steps, which shifts schedules; use --bf16"),
+    "logging_dir": "is gone from transformers 5; set TENSORBOARD_LOGGING_DIR",
+}
+LIBRARY_SWITCHES = {
+    "bf16": "train in bfloat16 autocast; the weights stay in --dtype",
+    "tf32": "matrix products in TF32 on NVIDIA GPUs since Ampere",
+    "gradient_checkpointing": "recompute activations in the backward pass: less memory, slower",
+    "torch_compile": "compile the model with torch.compile",
+    "disable_tqdm": "no progress bars",
+    "push_to_hub": "upload the finished model to --hub_model_id",
+    "hub_private_repo": "make the uploaded repository private",
+}
+LIBRARY_FLAGS = (*LIBRARY_SWITCHES, "dataloader_num_workers", "report_to", "run_name", "hub_model_id")
+# flags that change no result: a resumed run may have others
+SAME_RESULT = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size", "download"}
+SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id", "report_to", "run_name"}
+SAME_RESULT |= {"dataloader_num_workers"}
+# flags without effect unless another one is given
+NEEDS = {"run_name": "report_to", "hub_private_repo": "push_to_hub", "hub_token": "push_to_hub"}
+# what accelerate and its launcher read from the environment, and the value that changes nothing
+ENVIRONMENT = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "no",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_USE_FSDP": "false",
+    "ACCELERATE_USE_DEEPSPEED": "false",
+    "ACCELERATE_USE_MEGATRON_LM": "false",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
 }
 
 
-def positive(kind: type) -> Callable[[str], float]:
-    """Return an argparse type for numbers above 0."""
+def training_parser(doc: str, recipe: dict[str, object], output_prefix: str) -> Parser:
+    """Return the parser of a training script.
 
-    def convert(text: str) -> float:
-        if not 0 < (value := kind(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-        return value
+    Args:
+        doc: docstring of the script, its help.
+        recipe: the numbers of the recipe by flag name, the defaults of these flags.
+        output_prefix: start of the run directory's name.
+    """
+    parser = Parser(doc, REFUSED)
+    add = parser.add_argument_group("recipe").add_argument
+    for name, value in recipe.items():
+        kind, text = RECIPE_FLAGS[name]
+        add(f"--{name}", type=kind, default=value, help=text)
+    add("--max_rounds", type=count, help="stop after this many rounds, which the schedule then spans (default: all)")
+    if "scale" in recipe:
+        add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
+    dims = "train and score the first D values of the embeddings too, such as 768,512,256,128,64"
+    add("--matryoshka_dims", type=several(count), help=dims)
 
-    convert.__name__ = f"positive {kind.__name__}"  # argparse names the type in its error line
-    return convert
-
-
-def seed(text: str) -> int:
-    """Return an argparse value that every random generator takes as a seed."""
-    if not 0 <= (value := int(text)) < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..{2**32 - 1}")
-    return value
-
-
-def dimensions(text: str) -> list[int]:
-    """Return an argparse value: descending distinct dimensions from text such as `768,512,256`."""
-    return sorted({positive(int)(part) for part in text.split(",")}, reverse=True)
-
-
-def recipe_parser(
-    description: str, *, num_epochs: int, default_seed: int, output_prefix: str
-) -> argparse.ArgumentParser:
-    """Return a parser with the flags that all recipes have; each script adds its batch sizes."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s [flags] [any flag of SentenceTransformerTrainingArguments, such as --bf16 or --report_to]",
-    )
-    add = parser.add_argument
-    add(
-        "--model_name_or_path",
-        metavar="M",
-        default="kakaobank/kf-deberta-base",
-        help="base encoder (default: %(default)s)",
-    )
-    add(
-        "--dataset_path",
-        metavar="DIR",
-        default="kor-nlu-datasets",
-        help="KorNLI/ and KorSTS/; fetched if absent (%(default)s)",
-    )
-    add(
-        "--max_seq_length",
-        metavar="N",
-        type=positive(int),
-        default=128,
-        help="tokens a sentence is cut to (%(default)s)",
-    )
-    add("--num_epochs", metavar="N", type=positive(int), default=num_epochs, help="passes of the recipe (%(default)s)")
-    add("--max_rounds", metavar="N", type=positive(int), help="stop after this many rounds; the schedule spans them")
-    add(
-        "--learning_rate",
-        metavar="LR",
-        type=positive(float),
-        default=2e-5,
-        help="peak of the linear schedule (%(default)s)",
-    )
-    add(
-        "--eval_steps",
-        metavar="N",
-        type=positive(int),
-        default=1000,
-        help="rounds between evaluations in an epoch (%(default)s)",
-    )
-    add(
-        "--eval_batch_size",
-        metavar="N",
-        type=positive(int),
-        default=64,
-        help="sentences encoded at once (%(default)s)",
-    )
-    add(
-        "--save_steps",
-        metavar="N",
-        type=positive(int),
-        help="rounds between checkpoints beside those at each evaluation",
-    )
-    add(
-        "--logging_steps",
-        metavar="N",
-        type=positive(int),
-        default=50,
-        help="rounds between logged losses (%(default)s)",
-    )
-    add("--output_dir", metavar="DIR", default="output", help="parent of the run's directory (%(default)s)")
-    add("--output_prefix", metavar="P", default=output_prefix, help="start of the run directory's name (%(default)s)")
-    add(
-        "--seed",
-        metavar="N",
-        type=seed,
-        default=default_seed,
-        help="triplets, order of batches, dropout (%(default)s)",
-    )
-    add(
-        "--matryoshka_dims",
-        metavar="D,D",
-        type=dimensions,
-        help="train and score prefixes too, e.g. 768,512,256,128,64",
-    )
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights (%(default)s)")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name_or_path", type=text_path, default="kakaobank/kf-deberta-base", help="base encoder")
+    add("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="data type of the weights")
     add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
     add("--trust_remote_code", action="store_true", help="run Python code from the model repository")
-    add("--resume", nargs="?", const="newest", metavar="DIR", help="go on with DIR or the newest unfinished run")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_path", type=path, default=DEFAULT_PATH, help="folder of KorNLI/ and KorSTS/")
+    add("--download", action="store_true", help="clone the data set to --dataset_path, as is done for the default")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--output_dir", type=path, default=Path("output"), help="parent of the run's directory")
+    add("--output_prefix", default=output_prefix, help="start of the run directory's name")
+    add("--resume", nargs="?", const="newest", type=text_path, metavar="RUN", help="go on with RUN, or the newest run")
+    add("--save_steps", type=count, help="rounds between checkpoints beside those at evaluations (default: none)")
+    add("--logging_steps", type=count, default=50, help="rounds between logged losses")
+    add("--eval_batch_size", type=count, default=64, help="sentences per batch in evaluation")
+
+    add = parser.add_argument_group("library, as in SentenceTransformerTrainingArguments").add_argument
+    for name, text in LIBRARY_SWITCHES.items():
+        add(f"--{name}", action="store_true", help=text)
+    workers = number(int, least=0, most=1024)
+    add("--dataloader_num_workers", type=workers, default=0, help="processes that prepare batches")
+    add("--report_to", nargs="+", default=["none"], metavar="NAME", help="tensorboard, wandb and the like")
+    add("--run_name", help="name of the run there (default: the run's directory)")
+    add("--hub_model_id", metavar="OWNER/MODEL", help="name of the model in its card, and on the hub")
+    add("--hub_token", help="token to upload with (default: the one you are logged in with)")
     return parser
 
 
-def parse_recipe(
-    parser: argparse.ArgumentParser, **recipe: object
-) -> tuple[argparse.Namespace, SentenceTransformerTrainingArguments]:
-    """Parse the command line; `recipe` are training arguments that the user may override by flag.
+def parse_flags(doc: str, recipe: dict[str, object], output_prefix: str) -> argparse.Namespace:
+    """Parse the command line of a training script; arguments as for training_parser.
 
     Raises:
-        InputError: an unknown flag, or one that the recipe sets itself.
+        InputError: flags that are unknown, out of range, or make no sense together or in this environment.
     """
-    args, rest = parser.parse_known_args()
-    for flag in rest:
-        name = flag.removeprefix("--").split("=")[0].replace("-", "_")
-        if flag.startswith("--") and name in vars(args):
-            raise InputError(f"{flag}: write --{name}")
-        if flag.startswith("--") and name in RESERVED:
-            raise InputError(f"{flag}: the recipe sets this itself; use {RESERVED[name]}")
-        if flag.startswith("--") and name in {"fp16", "fp16_full_eval"}:
-            raise InputError(f"{flag}: its loss scaler skips steps, which shifts the schedules; use --bf16")
-    fixed = {
-        "output_dir": args.output_dir,
-        "learning_rate": args.learning_rate,
-        "num_train_epochs": args.num_epochs,
-        "seed": args.seed,
-        "per_device_eval_batch_size": args.eval_batch_size,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_strategy": "steps",
-        "logging_nan_inf_filter": "False",
-        "load_best_model_at_end": "True",
-        "metric_for_best_model": "eval_sts-dev_spearman_cosine",
-        "greater_is_better": "True",
-        "hub_strategy": "end",
-    }
-    if any(flag.startswith("--push_to_hub") for flag in rest):
-        if not any(flag.startswith("--hub_model_id") for flag in rest):
-            raise InputError("--push_to_hub: name the repository with --hub_model_id OWNER/MODEL")
-        if (reason := hub_unreachable()) is not None:
-            raise InputError(f"--push_to_hub: the hub cannot be reached ({reason}); train without it and push later")
-    if not torch.accelerator.is_available():  # else accelerate starts no process group without a GPU
-        recipe["use_cpu"] = True
-    flags = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
-    flags += rest + [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
-    library_parser = HfArgumentParser(
-        SentenceTransformerTrainingArguments, allow_abbrev=False, prog=parser.prog, usage=parser.usage
-    )
+    args = training_parser(doc, recipe, output_prefix).parse_args()
+    args.matryoshka_dims = sorted(args.matryoshka_dims, reverse=True) if args.matryoshka_dims else None
+    for name, needed in NEEDS.items():
+        if getattr(args, name) and getattr(args, needed) in (False, ["none"]):
+            raise InputError(f"--{name} has no effect without --{needed}; remove it or add that")
+    if args.push_to_hub and not args.hub_model_id:
+        raise InputError("--push_to_hub: name the repository with --hub_model_id OWNER/MODEL")
+    if os.sep in args.output_prefix:
+        raise InputError(f"--output_prefix {args.output_prefix}: must not hold a {os.sep}; use --output_dir")
+    for name, neutral in ENVIRONMENT.items():
+        value = os.environ.get(name, "").lower()
+        if value not in ("", "0", neutral) and not (value == "bf16" and args.bf16):
+            flag = {"bf16": ", give --bf16"}.get(value, ", give --torch_compile" if "DYNAMO" in name else "")
+            raise InputError(f"{name}={value} in the environment would change the recipe; unset it{flag}")
+    check_data_set(args.dataset_path, args.download)
+    check_writable(args.output_dir)
+    if token := vars(args).pop("hub_token"):  # so it is in no file and no printed command
+        os.environ["HF_TOKEN"] = token
+    return args
+
+
+def training_arguments(args: argparse.Namespace):
+    """Return the SentenceTransformerTrainingArguments of a run.
+
+    Args:
+        args: what parse_flags returned.
+
+    Raises:
+        InputError: the library cannot do what a flag asks for on this machine, or a batch cannot be shared equally.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformerTrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    from kf_deberta.model.hub import hub_unreachable
+    from kf_deberta.training.batches import check_divides
+
+    if args.push_to_hub and (reason := hub_unreachable()) is not None:
+        raise InputError(f"--push_to_hub: the hub cannot be reached ({reason}); train without it and push later")
+    library = {name: getattr(args, name) for name in LIBRARY_FLAGS}
+    library["hub_private_repo"] = args.hub_private_repo or None  # None: as the owner has set it on the hub
     try:
-        training_args, unknown = library_parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+        training_args = SentenceTransformerTrainingArguments(
+            output_dir=str(args.output_dir),
+            num_train_epochs=args.num_epochs,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            max_grad_norm=args.max_grad_norm,
+            warmup_steps=args.warmup_steps,
+            lr_scheduler_type=args.lr_scheduler_type,
+            optim="adamw_torch_fused",
+            seed=args.seed,
+            per_device_eval_batch_size=args.eval_batch_size,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            logging_strategy="steps",
+            logging_nan_inf_filter=False,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_sts-dev_spearman_cosine",
+            greater_is_better=True,
+            hub_strategy="end",
+            use_cpu=not torch.accelerator.is_available(),  # else accelerate starts no process group without a GPU
+            **library,
+        )
         for callback in get_reporting_integration_callbacks(training_args.report_to):
             callback()  # fails now, not after the data are loaded, where its package is missing
+        if args.torch_compile:
+            torch.compile(torch.nn.Linear(2, 2))(torch.ones(2, 2))
     except (ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"{shlex.join(rest)}: {one_line(error, 1000)}") from error
-    if (schedule := training_args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy"):
-        raise InputError(f"--lr_scheduler_type {schedule}: not a schedule over rounds; use linear")
-    for name, value in vars(args).items():
-        if name in ("batch_size", "nli_batch_size", "sts_batch_size"):
-            check_divides(f"--{name}", value, training_args.world_size)
+        raise InputError(f"{given(args)}: {one_line(error, 1000)}") from error
+    for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
+        if name in args:
+            check_divides(f"--{name}", getattr(args, name), training_args.world_size)
     if training_args.process_index > 0:  # one process speaks for all
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].removeprefix("--"), vars(args), n=1)
-        hint = f"did you mean --{near[0]}?" if near else f"{Path(sys.argv[0]).name} --help lists the flags"
-        raise InputError(f"unknown flag {unknown[0]}; {hint}")
     training_args._n_gpu = min(training_args.n_gpu, 1)  # several GPUs: torchrun; DataParallel would change the batches
-    return args, training_args
+    return training_args
+
+
+def given(args: argparse.Namespace) -> str:
+    """Name the library flags that were given, for an error that the library does not tie to one of them."""
+    return " ".join(f"--{name}" for name in LIBRARY_FLAGS if getattr(args, name) not in (None, False, 0, ["none"]))

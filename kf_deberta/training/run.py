@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import datetime
 import fcntl
+import glob
 import json
 import platform
 import sys
@@ -16,14 +17,10 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from kf_deberta.cli import InputError, check_writable, write_atomically
 from kf_deberta.training.checkpoints import newest_checkpoint
+from kf_deberta.training.flags import SAME_RESULT
 
 RUN_FILE = "training_arguments.json"
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-# a resumed run may change where it writes and how often, not what it computes
-NOT_RECIPE = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size"}
-TRAINING_RECIPE = ("optim", "weight_decay", "warmup_steps", "max_grad_norm", "lr_scheduler_type", "bf16")
-TRAINING_RECIPE += ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "learning_rate_mapping")
-TRAINING_RECIPE += ("optim_args", "prompts", "tf32", "gradient_checkpointing", "torch_compile")
 _locks: list = []  # open lock files: a lock lasts as long as its file is open
 
 
@@ -47,8 +44,7 @@ def open_run(args: argparse.Namespace, training_args: SentenceTransformerTrainin
     Raises:
         InputError: not writable, nothing to resume, or another recipe than the one to resume.
     """
-    arguments = {name: value for name, value in vars(args).items() if name != "resume"}
-    arguments |= {name: json.loads(json.dumps(getattr(training_args, name), default=str)) for name in TRAINING_RECIPE}
+    arguments = json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "resume"}, default=str))
     arguments["processes"] = training_args.world_size
     libraries = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
     facts = {
@@ -91,7 +87,7 @@ def _new_run(args: argparse.Namespace, facts: dict) -> Run:
 
 def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
     if args.resume == "newest":
-        paths = list(Path(args.output_dir).resolve().glob(f"{args.output_prefix}*/{RUN_FILE}"))
+        paths = list(Path(args.output_dir).resolve().glob(f"{glob.escape(args.output_prefix)}*/{RUN_FILE}"))
     else:
         paths = [Path(args.resume).resolve() / RUN_FILE]
         if not paths[0].is_file():
@@ -136,7 +132,7 @@ def _lock(directory: Path) -> bool:
 
 
 def _changed_argument(old: dict, new: dict) -> str | None:
-    for name in sorted((old.keys() | new.keys()) - NOT_RECIPE):
+    for name in sorted((old.keys() | new.keys()) - SAME_RESULT):
         if old.get(name) != new.get(name):
             if name == "processes":
                 return f"started with {old.get(name)} processes, now {new[name]}: torchrun --nproc_per_node sets them"
