@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from kf_deberta.cli import InputError, check_writable, write_atomically
+from kf_deberta.cli import InputError, write_atomically
 from kf_deberta.training.checkpoints import newest_checkpoint
 from kf_deberta.training.flags import SAME_RESULT
 
@@ -68,14 +68,13 @@ def open_run(args: argparse.Namespace, training_args: SentenceTransformerTrainin
 
 
 def _new_run(args: argparse.Namespace, facts: dict) -> Run:
-    check_writable(Path(args.output_dir))
     base = Path(args.model_name_or_path)
     name = base.resolve().name if base.is_dir() else args.model_name_or_path.replace("/", "-")
     while True:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         directory = Path(args.output_dir).resolve() / f"{args.output_prefix}{name}-{stamp}"
         try:
-            directory.mkdir()
+            directory.mkdir(parents=True)
         except FileExistsError:  # another run of the same second
             time.sleep(0.2)
             continue
