@@ -37,6 +37,7 @@ def reserved(directory: Path) -> Iterator[Path]:
         InputError: another export is at work there, nothing can be written, or the disk is full.
     """
     check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / LOCK)
     try:
         lock.acquire(blocking=False)
