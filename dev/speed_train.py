@@ -22,7 +22,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import speed_model as common
 from kf_deberta.cli import InputError
-from kf_deberta.model.cpu_memory import keep_freed_memory
+from kf_deberta.model.cpu import keep_freed_memory
 from speed_load import memory_mib
 
 BATCH = {"sts": 8, "nli": 128}
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sts_batch_size", type=int, default=BATCH["sts"], help="pairs of a step (default: %(default)s)")
     add("--nli_batch_size", type=int, default=BATCH["nli"], help="triplets of a step (default: %(default)s)")
     add("--rounds", type=int, default=7, help="measured steps of each variant (default: %(default)s)")
-    add("--keep_freed_memory", action="store_true", help="call cpu_memory.keep_freed_memory first, for every variant")
+    add("--keep_freed_memory", action="store_true", help="call keep_freed_memory first, for every variant")
     add("--no_memory", action="store_true", help="leave out the peak memory")
 
 

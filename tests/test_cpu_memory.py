@@ -7,7 +7,7 @@ import pytest
 
 COUNT_FAULTS = """
 import resource, sys
-from kf_deberta.model.cpu_memory import keep_freed_memory
+from kf_deberta.model.cpu import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(77)
 block = bytearray(1 << 26)

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from kf_deberta.cli import InputError
 from kf_deberta.data.download import ensure_kor_nlu_datasets
 from kf_deberta.evaluation.evaluator import PairEvaluator
-from kf_deberta.model.cpu_memory import keep_freed_memory
+from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import load_model
 from kf_deberta.training.card import prepare_model_card
 
