@@ -5,10 +5,10 @@ of queries and keys works token by token, so it can run on the real tokens alone
 sentence first. For that product sentences of similar length form a group, padded to the group's longest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # A new group costs some 30 small operations a layer: as much as so many scores of a head
 MIN_SCORES_SAVED = 4096
@@ -78,9 +78,40 @@ class TokenLayout:
         padded = states.new_zeros(self.batch * self.columns, states.size(-1))
         return padded.index_copy_(0, self.real, states).view(self.batch, self.columns, -1)
 
+    def to(self, device: torch.device) -> "TokenLayout":
+        """The same layout with its indices on `device`; the host does not wait for the copies."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        groups = tuple(replace(group, real=move(group.real), padding=move(group.padding)) for group in self.groups)
+        return replace(self, groups=groups, real=move(self.real))
+
+
+def take_masks_from_host(model: nn.Module) -> None:
+    """Have `model`, a SentenceTransformer, move attention masks that are still on the host, with their layout.
+
+    Lengths are known there; asked of a GPU they cost a synchronization in every forward pass.
+    """
+    model.register_forward_pre_hook(_move_mask)
+
+
+def _move_mask(model: nn.Module, inputs: tuple[dict[str, Tensor]]) -> None:
+    (features,) = inputs
+    mask = features["attention_mask"]
+    if mask.device == model.device:
+        return
+    features["attention_mask"] = moved = mask.to(model.device, non_blocking=True)
+    moved.token_layout = layout_of(mask, pack=True).to(model.device)
+
 
 def layout_of(attention_mask: Tensor, *, pack: bool) -> TokenLayout:
-    """Layout for a mask [batch, columns], non-zero at real tokens; with pack=False nothing depends on its values."""
+    """Layout for a mask [batch, columns], non-zero at real tokens; with pack=False nothing depends on its values.
+
+    A mask that `take_masks_from_host` moved brings its layout; else the lengths are read from the mask's device.
+    """
+    if pack and hasattr(attention_mask, "token_layout"):
+        return attention_mask.token_layout
     batch, columns = attention_mask.shape
     mask = attention_mask.bool()
     whole = TokenLayout(batch, columns, columns, (Group(batch, columns, padding=~mask),))

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainingArguments
 
 from kf_deberta.cli import InputError
+from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import AlternatingBatchSampler
 from kf_deberta.training.checkpoints import (
     STATE,
@@ -75,6 +76,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         self._checkpoint_parent: Path | None = None  # where one is being written
         self.logged: dict[str, dict] = {name: {} for name in batch_samplers}
         super().__init__(**kwargs)
+        take_masks_from_host(self.model)
 
     # 1. Batches: every process builds the same global batches and takes its own share of each.
     def get_train_dataloader(self) -> DataLoader:
@@ -98,6 +100,15 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
             return
         self.batches.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        # without waiting for the device, as the library does; masks stay here, where the model lays the tokens out
+        return {
+            name: value.to(self.args.device, non_blocking=True)
+            if torch.is_tensor(value) and not name.endswith("attention_mask")
+            else value
+            for name, value in inputs.items()
+        }
 
     # 2. One AdamW with moments for each objective, one schedule that counts rounds.
     def get_optimizer_cls_and_kwargs(self, args: TrainingArguments, model: torch.nn.Module | None = None) -> tuple:
