@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmark_script import run_benchmark
 from kf_deberta.cli import InputError
-from kf_deberta.model.onnx_encoder import OnnxEncoder
+from kf_deberta.model.onnx_encoder import OnnxEncoder, tokenizer_fingerprint
 
 HEADER = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
 # unit vectors whose cosine with w0 is 1.0, 0.8, 0.6, 0.4, 0.2
@@ -145,3 +145,120 @@ def test_unusable_graphs_are_input_errors(known_graph, tmp_path):
     onnx.save(graph, broken)
     with pytest.raises(InputError, match=r"inputs \['input_ids', 'mask'\].*bin/export_onnx\.py"):
         OnnxEncoder(broken)
+
+
+def changed_graph(known_graph, folder, change):
+    """A copy of the known graph and its tokenizer in `folder`, after `change(model)`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_bytes((known_graph.parent / "tokenizer.json").read_bytes())
+    model = onnx.load(known_graph)
+    change(model)
+    onnx.save(model, folder / "changed.onnx")
+    return folder / "changed.onnx"
+
+
+def fixed_batch(model):
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def token_rank(model):
+    model.graph.node[-1].output[0] = "mean"
+    model.graph.node.append(helper.make_node("Mul", ["last_hidden_state", "mask3"], ["sentence_embedding"]))
+    model.graph.output[1].CopyFrom(helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, None))
+
+
+def scalar(model):
+    model.graph.node[-1].output[0] = "mean"
+    model.graph.node.append(helper.make_node("ReduceMean", ["mean"], ["sentence_embedding"], keepdims=0))
+    model.graph.output[1].CopyFrom(helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, None))
+
+
+def one_row_for_all(model):
+    model.graph.node[-1].output[0] = "mean"
+    model.graph.node.append(helper.make_node("ReduceMean", ["mean"], ["sentence_embedding"], axes=[0], keepdims=1))
+    model.graph.output[1].CopyFrom(helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, None))
+
+
+def short_table(model):
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+    table.CopyFrom(numpy_helper.from_array(TABLE[:3], "table"))
+
+
+@pytest.mark.parametrize("change", [fixed_batch, token_rank, scalar, one_row_for_all, short_table])
+def test_graphs_of_others_are_tried_when_they_are_opened(known_graph, tmp_path, change):
+    path = changed_graph(known_graph, tmp_path, change)
+    with pytest.raises(
+        InputError, match=r"changed\.onnx: (cannot embed 2 sentences|sentence_embedding has shape)"
+    ) as info:
+        OnnxEncoder(path)
+
+
+def test_a_sentence_longer_than_the_graph_takes(known_graph, tmp_path):
+    def at_most_six(model):
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 6, 2), np.float32), "positions"))
+        constants = {"zero": [0], "one": [1], "axis": [1]}
+        model.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+        nodes = [
+            helper.make_node("Shape", ["input_ids"], ["tokens"], start=1),
+            helper.make_node("Range", ["zero0", "tokens0", "one0"], ["range"]),
+            helper.make_node("Squeeze", ["tokens"], ["tokens0"]),
+            helper.make_node("Squeeze", ["zero"], ["zero0"]),
+            helper.make_node("Squeeze", ["one"], ["one0"]),
+            helper.make_node("Gather", ["positions", "range"], ["rows"], axis=1),
+            helper.make_node("Add", ["words", "rows"], ["last_hidden_state"]),
+        ]
+        model.graph.node[0].output[0] = "words"
+        ordered = [nodes[i] for i in (0, 2, 3, 4, 1, 5, 6)]
+        for node in reversed(ordered):
+            model.graph.node.insert(1, node)
+
+    path = changed_graph(known_graph, tmp_path, at_most_six)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = OnnxEncoder(path)
+    np.testing.assert_allclose(encoder.encode(["w1 w1"]), TABLE[[1]], atol=1e-6)
+    with pytest.raises(InputError, match=r"changed\.onnx: cannot embed 1 sentences of 7 tokens"):
+        encoder.encode(["w1 " * 7])
+
+
+def test_a_graph_and_the_tokenizer_of_another_are_refused(known_graph, tmp_path):
+    tokenizer_path = tmp_path / "tokenizer.json"
+
+    def tied(model):
+        tokenizer = Tokenizer.from_file(str(known_graph.parent / "tokenizer.json"))
+        metadata = {"tokenizer_sha256": tokenizer_fingerprint(tokenizer), "max_seq_length": "2"}
+        onnx.helper.set_model_props(model, metadata)
+
+    path = changed_graph(known_graph, tmp_path, tied)
+    content = json.loads(tokenizer_path.read_text())
+    sentences = ["w1 w2 w3 w4"]
+    np.testing.assert_allclose(OnnxEncoder(path).encode(sentences), [TABLE[[1, 2, 3]].mean(0)], atol=1e-6)
+    # another truncation is the user's choice; none, as in a model's own folder, is the graph's
+    tokenizer_path.write_text(json.dumps(content | {"truncation": None, "padding": None}))
+    np.testing.assert_allclose(OnnxEncoder(path).encode(sentences), [TABLE[[1, 2]].mean(0)], atol=1e-6)
+    others = [
+        content | {"model": content["model"] | {"vocab": {"w1": 0, "w0": 1, "w2": 2, "w3": 3, "w4": 4}}},
+        content | {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": ""}},
+    ]
+    for other in others:
+        tokenizer_path.write_text(json.dumps(other))
+        with pytest.raises(InputError, match=r"tokenizer\.json: changed\.onnx was exported with another tokenizer"):
+            OnnxEncoder(path)
+
+
+def test_the_default_prompt_lies_in_the_folder(known_graph, tmp_path):
+    path = changed_graph(known_graph, tmp_path, lambda model: None)
+    config = tmp_path / "config_sentence_transformers.json"
+    config.write_text(json.dumps({"prompts": {"query": "w4 "}, "default_prompt_name": "query"}))
+    np.testing.assert_allclose(OnnxEncoder(path).encode(["w1"]), [TABLE[[4, 1]].mean(0)], atol=1e-6)
+    np.testing.assert_allclose(OnnxEncoder(path, prompt="").encode(["w1"]), TABLE[[1]], atol=1e-6)
+    config.write_text(json.dumps({"prompts": {}, "default_prompt_name": "query"}))
+    with pytest.raises(InputError, match="default prompt"):
+        OnnxEncoder(path)
+    path = path.rename(tmp_path / "other.onnx")
+    config.unlink()
+    (tmp_path / "onnx").mkdir()
+    hub = path.rename(tmp_path / "onnx" / "model.onnx")  # its tokenizer lies above
+    np.testing.assert_allclose(OnnxEncoder(hub).encode(["w1"]), TABLE[[1]], atol=1e-6)

@@ -1,6 +1,5 @@
 """bin/export_onnx.py as a user runs it, its graphs against plain transformers, its README's example without torch."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from kf_deberta.cli import run
 from kf_deberta.export import check as onnx_check
 from kf_deberta.export.graph import ExportError
 
@@ -53,22 +51,6 @@ def export(base, run_script, repo, tmp_path_factory):
 @pytest.fixture(scope="module")
 def session(export):
     return onnxruntime.InferenceSession(str(export[1] / "my-model.onnx"))
-
-
-@pytest.fixture
-def run_main(repo, monkeypatch):
-    """bin/export_onnx.py in this process: run_main(flags...) gives the exit status."""
-    spec = importlib.util.spec_from_file_location("export_onnx", repo / "bin" / "export_onnx.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            run(module.main)
-        return exit_info.value.code
-
-    return call
 
 
 def plain_transformers(base, ids, mask):
@@ -166,17 +148,17 @@ def test_readme_example_runs_without_torch(export, base):
     assert np.abs(got - mean @ mean.T).max() < 1e-3
 
 
-def test_a_failed_check_leaves_nothing(run_main, base, tmp_path, monkeypatch, capsys):
+def test_a_failed_check_leaves_nothing(run_export, base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_check, "FP32_TOLERANCE", -1.0)
-    assert run_main("--model_name_or_path", base, "--output_dir", tmp_path / "out") == 1
+    assert run_export("--model_name_or_path", base, "--output_dir", tmp_path / "out") == 1
     assert "differ from torch's" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "tokenizer.json", "other.onnx", "my-model-int8.onnx"])
-def test_files_of_others_are_never_overwritten(run_main, base, tmp_path, capsys, name):
+def test_files_of_others_are_never_overwritten(run_export, base, tmp_path, capsys, name):
     (tmp_path / name).write_text("mine")
-    assert run_main("--model_name_or_path", base, "--output_dir", tmp_path) == 2
+    assert run_export("--model_name_or_path", base, "--output_dir", tmp_path) == 2
     assert name in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
