@@ -85,6 +85,10 @@ def test_int8_tables(model, exported, sentences, reduce_range):
     assert (path.parent / f"{path.name}_data").exists() == reduce_range
     assert not list(path.parent.glob("*folded*"))
     onnx_check.check_reduced_graph(path, sentences, model.encode(sentences, batch_size=1), 0.99)
+    # one scale per token: an embedding does not depend on the sentences beside it
+    encoder = OnnxEncoder(path)
+    alone, together = (encoder.encode(sentences, batch_size=batch_size) for batch_size in (1, 33))
+    assert np.abs(alone - together).max() < 1e-4 < 0.1 < np.abs(alone).max()
     graph = onnx.load(path)
     assert {entry.domain for entry in graph.opset_import} == {""}  # ordinary ONNX, no operators of onnxruntime's own
     tables = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}

@@ -106,7 +106,7 @@ def export_model(
     attention_mask[1, 5:] = 0
     axes = {0: "batch", 1: "sequence"}
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), _quiet():
             program = torch.onnx.export(
                 wrapper,
                 (input_ids, attention_mask),
@@ -129,8 +129,8 @@ def export_model(
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the remarks of exporter and quantizer on themselves (no torchvision, unfolded constants) from the user."""
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on itself (no torchvision, unfolded constants) from the user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -7,20 +7,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from kf_deberta.export.graph import MAX_FILE_BYTES, graph_files, quiet
+from kf_deberta.export.graph import MAX_FILE_BYTES, graph_files
 
 
 def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write the float32 graph `source` with int8 weights; activations are quantized at run time (dynamic).
+    """Write the float32 graph `source` with int8 weights; activations are quantized as the graph runs.
 
-    Weights of matrix products: one scale per output channel. Word embeddings: one scale per row, which costs nothing
-    measurable, where one scale for the table costs a share of what all matrix products cost.
+    Matrix products: one scale per output channel of the weights and one per token of the activations, so that an
+    embedding does not depend on the others of its batch. Word embeddings: one scale per row.
 
     `reduce_range` keeps weights to 7 bits: without VNNI a CPU adds two products of 8 bits in 16, which overflows.
     """
     external = sum(file.stat().st_size for file in graph_files(source)) > max_file_bytes
+    original = onnx.load(source, load_external_data=False)
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=path.parent) as directory:
         # constants first: a weight that is used twice is not seen as one, and position terms would lose digits
         folded = Path(directory) / "folded.onnx"
@@ -31,30 +31,72 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
         key = "session.optimized_model_external_initializers_file_name"
         options.add_session_config_entry(key, f"{folded.name}_data")  # else it may refer to the source's data
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-        original = onnx.load(source, load_external_data=False)
-        graph = onnx.load(folded)
-        del graph.graph.value_info[:]  # shapes of before the folding; the quantizer infers them again
-        quantize_word_embeddings(graph.graph)
-        with quiet():
-            quantize_dynamic(
-                graph,
-                folded,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                reduce_range=reduce_range,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=external,
-                extra_options={"MatMulConstBOnly": True},
-            )
-        graph = onnx.load(folded)
-    used = {node.domain for node in graph.graph.node}
-    kept = [entry for entry in graph.opset_import if entry.domain in used]
-    del graph.opset_import[:]
-    graph.opset_import.extend(kept)
-    graph.ir_version = original.ir_version
-    del graph.metadata_props[:]
-    graph.metadata_props.extend(original.metadata_props)
-    onnx.save_model(graph, path, save_as_external_data=external, location=f"{path.name}_data", size_threshold=1024)
+        model = onnx.load(folded)
+    quantize_word_embeddings(model.graph)
+    quantize_products(model.graph, 64 if reduce_range else 127)
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:], model.graph.value_info[:], model.opset_import[:], model.metadata_props[:]
+    model.graph.initializer.extend(kept)
+    model.opset_import.extend(original.opset_import)
+    model.metadata_props.extend(original.metadata_props)
+    model.ir_version = original.ir_version
+    onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}_data", size_threshold=1024)
+
+
+def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
+    """Turn every product with a constant matrix into one of uint8 tokens and int8 weights of -levels..levels."""
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {"int8_one": np.float32(1), "int8_127": np.float32(127), "int8_least": np.float32(1e-12)}
+    constants |= {"int8_zero": np.uint8(128), "int8_last_axis": np.array([-1])}
+    tokens, weights = set(), set()  # what is quantized already: query, key and value share their tokens
+    nodes = []
+    for node in graph.node:
+        options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        transposed = options.pop("transB", 0)
+        plain = all(value == (0 if name == "transA" else 1) for name, value in options.items())
+        if not (node.op_type in ("MatMul", "Gemm") and node.input[1] in tables and plain):
+            nodes.append(node)
+            continue
+        (x, w, *bias), y = node.input, node.output[0]
+        if len(tables[w].dims) != 2:
+            nodes.append(node)
+            continue
+        if x not in tokens:
+            tokens.add(x)
+            nodes += [
+                onnx.helper.make_node("Abs", [x], [f"{x}_abs"]),
+                onnx.helper.make_node("ReduceMax", [f"{x}_abs", "int8_last_axis"], [f"{x}_max"], keepdims=1),
+                onnx.helper.make_node("Max", [f"{x}_max", "int8_least"], [f"{x}_positive"]),
+                onnx.helper.make_node("Div", [f"{x}_positive", "int8_127"], [f"{x}_scale"]),
+                onnx.helper.make_node("Div", [x, f"{x}_scale"], [f"{x}_steps"]),
+                onnx.helper.make_node("QuantizeLinear", [f"{x}_steps", "int8_one", "int8_zero"], [f"{x}_uint8"]),
+            ]
+        q = f"{w}_transposed" if transposed else w
+        if q not in weights:
+            weights.add(q)
+            table = onnx.numpy_helper.to_array(tables[w])
+            rows, scale = _int8_rows(table if transposed else table.T, levels)
+            constants |= {f"{q}_int8": np.ascontiguousarray(rows.T), f"{q}_scale": scale[:, 0]}
+        result = f"{y}_product" if bias else y
+        nodes += [
+            onnx.helper.make_node("MatMulInteger", [f"{x}_uint8", f"{q}_int8", "int8_zero"], [f"{y}_int32"]),
+            onnx.helper.make_node("Cast", [f"{y}_int32"], [f"{y}_sum"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Mul", [f"{y}_sum", f"{x}_scale"], [f"{y}_tokens"]),
+            onnx.helper.make_node("Mul", [f"{y}_tokens", f"{q}_scale"], [result]),
+        ]
+        if bias:
+            nodes.append(onnx.helper.make_node("Add", [result, *bias], [y]))
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _int8_rows(table: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round each row of `table` to int8 of -levels..levels; the float32 scales, (rows, 1)."""
+    scale = (np.abs(table).max(axis=1, keepdims=True) / levels).astype(np.float32)
+    scale[scale == 0] = 1
+    return np.rint(table / scale).astype(np.int8), scale
 
 
 def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
@@ -67,14 +109,11 @@ def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
         table = onnx.numpy_helper.to_array(tables[name])
         if sum(name in other.input for other in graph.node) > 1:
             return
-        scale = np.abs(table).max(axis=1, keepdims=True) / 127
-        scale[scale == 0] = 1
-        rows = np.rint(table / scale).astype(np.int8)
-        graph.initializer.remove(tables[name])
+        rows, scale = _int8_rows(table, 127)
         graph.initializer.extend(
             [
                 onnx.numpy_helper.from_array(rows, f"{name}_int8"),
-                onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
+                onnx.numpy_helper.from_array(scale, f"{name}_scale"),
             ]
         )
         nodes = [

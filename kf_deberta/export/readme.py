@@ -12,7 +12,7 @@ from kf_deberta.model.load import default_prompt
 TEMPLATE = Path(__file__).with_name("readme.md")
 KINDS = {
     "float32": "float32, opset {opset}",
-    "int8": "int8 weights, activations quantized at run time; an embedding depends slightly on its batch",
+    "int8": "int8 weights, for CPUs and browsers; activations are quantized at run time, token by token",
     "float16": "float16 inside, float32 outputs, for GPU runtimes",
 }
 
