@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from kf_deberta.cli import InputError, run
+from kf_deberta.cli import InputError, run, say
 from kf_deberta.data.official import KOR_STS_ROWS, verify
 from kf_deberta.data.tsv import raise_if_malformed, read_tsv, shorten
 
@@ -93,13 +93,18 @@ def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
     """
     paths = sorted(map(Path, paths), key=lambda path: (path.name, str(path)))
     generator = np.random.default_rng(seed)
-    chunks = [chunk for path in paths for chunk in _triplets_of_file(path, generator)]
+    chunks = []
+    for path in paths:
+        say(f"loading {path}")
+        chunks += _triplets_of_file(path, generator)
     if not chunks:
         raise InputError(
             f"{', '.join(map(str, paths))}: no triplet, as no sentence has both an entailment and a contradiction "
             "row; give a KorNLI train file in which sentences have both"
         )
-    return _as_dataset(pa.concat_tables(chunks))
+    triplets = pa.concat_tables(chunks)
+    say(f"KorNLI: {len(triplets):,} triplets from {len(paths)} file{'s' * (len(paths) > 1)}")
+    return _as_dataset(triplets)
 
 
 def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:
@@ -155,6 +160,7 @@ def _read_kor_nli(path: Path) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndar
         label = shorten(table["gold_label"][row].as_py())
         problems[table["line"][row].as_py()] = f"unknown label {label}, must be {', '.join(LABELS)}"
     raise_if_malformed(path, problems)
+    say(f"{path}: {len(table):,} rows")
     is_empty = pc.or_(pc.equal(table["sentence1"], ""), pc.equal(table["sentence2"], ""))
     if empty := table["line"].filter(is_empty).to_pylist():  # kept: the published triplets are made of all rows
         logger.warning(f"{path}:{empty[0]}: an empty sentence, in {len(empty):,} rows of this file; used as it is")

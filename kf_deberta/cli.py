@@ -216,7 +216,7 @@ def check_input_file(file: Path) -> None:
             return
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; give the path of a readable file") from error
-    kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+    kind = "Is a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
     raise InputError(f"{file}: {kind}; give the path of a readable file")
 
 

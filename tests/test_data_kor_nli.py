@@ -116,7 +116,7 @@ def test_only_seed_and_content_decide(tmp_path, monkeypatch):
     triplets = as_tuples(load_kor_nli([a, b], 3))
     assert as_tuples(load_kor_nli([str(b), str(a)], 3)) == triplets
     assert as_tuples(load_kor_nli([a, b], 4)) != triplets
-    monkeypatch.setattr(tsv_util, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(tsv_util, "CHUNK_ROWS", 100)
     assert as_tuples(load_kor_nli(iter([b, a]), 3)) == triplets
 
     elsewhere = tmp_path / "0"  # a folder that sorts before the other files' names

@@ -109,5 +109,5 @@ def test_a_file_under_another_name_is_loaded_without_a_warning(tmp_path, caplog)
 def test_rows_do_not_depend_on_the_block_size(kor_nlu, monkeypatch):
     path = kor_nlu / "KorSTS" / "sts-test.tsv"
     whole = load_kor_sts(path)
-    monkeypatch.setattr(tsv_util, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(tsv_util, "CHUNK_ROWS", 1000)
     assert load_kor_sts(path).to_dict() == whole.to_dict()

@@ -87,7 +87,7 @@ def test_kor_sts_equals_a_plain_reading(tmp_path_factory, content, block):
     path = tmp_path_factory.getbasetemp() / "random-sts.tsv"
     path.write_bytes(content)
     rows, malformed = plain_rows(content, is_pair)
-    with mock.patch.object(tsv_util, "BLOCK_BYTES", block):
+    with mock.patch.object(tsv_util, "CHUNK_ROWS", block):
         if malformed:
             with pytest.raises(InputError) as error:
                 load_kor_sts(path)
@@ -110,7 +110,7 @@ def test_kor_nli_equals_a_plain_reading(tmp_path_factory, content, block):
     path = tmp_path_factory.getbasetemp() / "random-nli.tsv"
     path.write_bytes(content)
     rows, malformed = plain_rows(content, lambda row: row[2].strip() in LABELS)
-    with mock.patch.object(tsv_util, "BLOCK_BYTES", block):
+    with mock.patch.object(tsv_util, "CHUNK_ROWS", block):
         if malformed:
             with pytest.raises(InputError) as error:
                 load_kor_nli([path], 0)

@@ -1,20 +1,18 @@
-"""Read tab-separated text exactly, columnar and fast, with the file and line number of everything malformed.
+"""Read tab-separated text exactly, with the file and line number of everything malformed.
 
 What loads equals a plain reading: split the text at "\\n" (dropping one "\\r" before it), split each line at tabs.
 There is no quoting, and no other character ends a line (csv readers also stop at a lone "\\r").
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, check_input_file
+from kf_deberta.data.text import compose_hangul, say_composed
 
-TAB, NEWLINE = ord("\t"), ord("\n")
-BLOCK_BYTES = 4 << 20  # bounds the parser's memory; changes no result
+CHUNK_ROWS = 100_000  # bounds the memory for Python's strings; changes no result
 SHOWN_PROBLEMS = 5
 
 
@@ -28,31 +26,51 @@ def read_tsv(path: Path, columns: tuple[str, ...], *, strip: bool = False) -> tu
 
     Returns:
         A table of the well-formed rows in file order, the columns as large_string and "line" (int64, the header is
-        line 1), and the malformed lines: {line: what is wrong}.
+        line 1), and the malformed lines: {line: what is wrong}. Decomposed Hangul is composed.
 
     Raises:
         InputError: the file cannot be read or is empty, or a column is missing.
     """
-    arrays: dict[str, list[pa.Array]] = {name: [] for name in (*columns, "line")}
-    problems: dict[int, str] = {}
-    try:
-        with open(path, "rb") as file:
-            header = _parse_header(path, file.readline(), columns)
-            next_line = 2
-            for block in _blocks_of_lines(file):
-                fields, first_fields, line_problems, count = _parse_block(block, len(header))
-                problems |= {next_line + i: text for i, text in line_problems.items()}
-                good = np.flatnonzero(first_fields >= 0)
-                for name in columns:
-                    column = fields.take(pa.array(first_fields[good] + header.index(name)))
-                    column = pc.utf8_trim_whitespace(column) if strip else pc.ascii_rtrim(column, characters="\t\n")
-                    arrays[name].append(column)
-                arrays["line"].append(pa.array(next_line + good))
-                next_line += count
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the path of a readable TSV file") from error
-    types = {name: pa.large_string() for name in columns} | {"line": pa.int64()}
-    return pa.table({name: pa.chunked_array(chunks, types[name]) for name, chunks in arrays.items()}), problems
+    check_input_file(path)
+    chunks, rows, lines, problems, composed = [], [], [], {}, 0
+    with open(path, "rb") as file:
+        header = _parse_header(path, file.readline(), columns)
+        for line, raw in enumerate(file, start=2):
+            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+            try:
+                fields = raw.decode().split("\t")
+            except UnicodeDecodeError as error:
+                problems[line] = f"not UTF-8 ({error.reason})"
+                continue
+            if not raw:
+                continue
+            if b"\0" in raw:
+                problems[line] = "a NUL byte in the text"
+            elif len(fields) != len(header):
+                problems[line] = f"{len(fields)} columns, the header has {len(header)}"
+            else:
+                if b"\xe1" in raw:  # the first byte of every conjoining jamo
+                    as_read, fields = fields, list(map(compose_hangul, fields))
+                    composed += sum(map(str.__ne__, as_read, fields))
+                rows.append(fields)
+                lines.append(line)
+                if len(rows) == CHUNK_ROWS:
+                    chunks.append(_table(rows, lines, header, columns))
+                    rows, lines = [], []
+    say_composed(composed, path)
+    table = pa.concat_tables([*chunks, _table(rows, lines, header, columns)])
+    if strip:
+        for name in columns:
+            table = table.set_column(table.column_names.index(name), name, pc.utf8_trim_whitespace(table[name]))
+    return table, problems
+
+
+def _table(rows: list[list[str]], lines: list[int], header: list[str], columns: tuple[str, ...]) -> pa.Table:
+    arrays = {}
+    for name in columns:
+        index = header.index(name)
+        arrays[name] = pa.array([row[index] for row in rows], pa.large_string())
+    return pa.table(arrays | {"line": pa.array(lines, pa.int64())})
 
 
 def raise_if_malformed(path: Path, problems: dict[int, str]) -> None:
@@ -68,15 +86,6 @@ def raise_if_malformed(path: Path, problems: dict[int, str]) -> None:
 def shorten(text: str, length: int = 40) -> str:
     """Quote text for an error message, on one line, cut to `length` characters."""
     return repr(text if len(text) <= length else text[: length - 1] + "…")
-
-
-def _blocks_of_lines(file) -> Iterator[bytes]:
-    """Yield the rest of a binary file in blocks of whole lines that all end with a bare newline."""
-    while block := file.read(BLOCK_BYTES):
-        block += file.readline()
-        if not block.endswith(b"\n"):
-            block += b"\n"
-        yield block.replace(b"\r\n", b"\n")
 
 
 def _parse_header(path: Path, line: bytes, columns: tuple[str, ...]) -> list[str]:
@@ -95,39 +104,3 @@ def _parse_header(path: Path, line: bytes, columns: tuple[str, ...]) -> list[str
                 f"the first line must name the columns {', '.join(columns)}, separated by tabs"
             )
     return header
-
-
-def _parse_block(block: bytes, width: int) -> tuple[pa.Array, np.ndarray, dict[int, str], int]:
-    """Split a block of lines into one flat array of fields, each with its separator still on it.
-
-    Returns the fields, for each line the index of its first field (-1 for a line that is no row of `width` fields),
-    the malformed lines by their index in the block, and the number of lines.
-    """
-    raw = np.frombuffer(block, np.uint8)
-    ends = np.flatnonzero((raw == TAB) | (raw == NEWLINE))
-    last_fields = np.flatnonzero(raw[ends] == NEWLINE)
-    first_fields = np.concatenate(([0], last_fields[:-1] + 1))
-    line_ends = ends[last_fields]
-    line_starts = np.concatenate(([0], line_ends[:-1] + 1))
-    widths = last_fields - first_fields + 1
-    blank = line_ends == line_starts
-
-    offsets = np.concatenate(([0], ends + 1))
-    fields = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
-    problems = {}
-    try:
-        fields.validate(full=True)
-    except pa.ArrowInvalid:  # find the lines one by one, now that speed is no matter
-        for i, (start, end) in enumerate(zip(line_starts, line_ends, strict=True)):
-            try:
-                block[start:end].decode()
-            except UnicodeDecodeError as error:
-                problems[i] = f"not UTF-8 ({error.reason})"
-    if b"\0" in block:
-        for i in np.searchsorted(line_ends, np.flatnonzero(raw == 0)):
-            problems.setdefault(int(i), "a NUL byte in the text")
-    for i in np.flatnonzero((widths != width) & ~blank):
-        problems.setdefault(int(i), f"{widths[i]} columns, the header has {width}")
-    is_row = ~blank
-    is_row[list(problems)] = False
-    return fields, np.where(is_row, first_fields, -1), problems, len(line_ends)
