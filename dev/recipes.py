@@ -1,0 +1,193 @@
+"""Compare recipes on one base and data: every recipe and seed through the training scripts, then one table.
+
+A recipe is a list of stages, each a training script with its flags; a stage starts from the model of the one before.
+Finished stages are kept, an unfinished one is resumed. Choose by dev; test is shown for all.
+
+    python dev/recipes.py                                      # all candidates, three seeds, the real base
+    python dev/recipes.py --recipes published cosent --seeds 1 2 3 --flags "--bf16 --max_rounds 719"
+    python dev/recipes.py --add "short: training_sts.py --num_epochs 1" --recipes short
+    python dev/recipes.py stage training_sts.py --sts_loss cosent                 # one stage by itself
+
+Ingredients that have not won yet are no flags of the scripts, but words that a stage understands here:
+--sts_loss cosent (CoSENTLoss for the pairs, scale 20) and --one_adamw (the objectives share their moments).
+"""
+
+import json
+import resource
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+from kf_deberta.cli import InputError, Parser, path, read_json, run, seed, text_path
+
+PUBLISHED = "published"
+COSENT = "--sts_loss cosent --sts_batch_size 32 --learning_rate 4e-5 --num_epochs 20"  # half the rounds of published
+RECIPES = {
+    PUBLISHED: ["training_multi_task.py"],
+    "one_adamw": ["training_multi_task.py --one_adamw"],
+    "half": ["training_multi_task.py --num_epochs 5"],
+    "cosent": [f"training_multi_task.py {COSENT}"],
+    "staged": [
+        "training_nli.py --batch_size 128",
+        "training_multi_task.py --num_epochs 5",
+        "training_sts.py --num_epochs 2 --learning_rate 5e-6",
+    ],
+    "staged_cosent": [
+        "training_nli.py --batch_size 128",
+        f"training_multi_task.py {COSENT}",
+        "training_sts.py --num_epochs 2 --learning_rate 1e-5 --batch_size 32 --sts_loss cosent",
+    ],
+}
+RUN_FILE, COST_FILE, SCORES_FILE = "training_arguments.json", "cpu_seconds.json", "similarities.npz"
+RESAMPLES = 1000
+
+
+def run_stage(words: list[str]) -> None:
+    """Run a training script in this process, with the ingredients among its flags that only this file knows."""
+    script, *flags = words
+    if "--one_adamw" in flags:
+        from kf_deberta.training.trainer import PerObjectiveAdamW
+
+        flags.remove("--one_adamw")
+        turn_to = PerObjectiveAdamW.turn_to
+        PerObjectiveAdamW.turn_to = lambda self, objective: turn_to(self, "shared")
+    if "--sts_loss" in flags:
+        from sentence_transformers.sentence_transformer import losses
+
+        at = flags.index("--sts_loss")
+        if flags[at + 1 : at + 2] != ["cosent"]:
+            raise InputError("--sts_loss: must be cosent")
+        del flags[at : at + 2]
+        losses.CosineSimilarityLoss = losses.CoSENTLoss
+    sys.argv = [str(REPOSITORY / script), *flags]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def train_recipe(stages: list[str], base: str, common: list[str], folder: Path) -> tuple[Path, dict, float]:
+    """Train what is not trained yet; the last stage's model, its facts, and CPU seconds of all stages."""
+    seconds, model = 0.0, Path(base)
+    for number, stage in enumerate(stages):
+        output, start = folder / f"stage{number}", _child_seconds()
+        script, *flags = shlex.split(stage)
+        words = [script, *common, *flags, "--model_name_or_path", str(model), "--output_dir", str(output)]
+        if (found := _run_of(output)) is None or found[1]["status"] != "finished":
+            resume = ["--resume"] if found else []
+            print(f"== {folder.parent.name} {folder.name}: {shlex.join(words)}", file=sys.stderr)
+            status = subprocess.run([sys.executable, __file__, "stage", *words, *resume], stdout=sys.stderr).returncode
+            if status:
+                raise InputError(f"{folder}: stage {number} ended with status {status}; start again to go on")
+            found = _run_of(output)
+            spent = json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
+            (output / COST_FILE).write_text(json.dumps(spent + _child_seconds() - start))
+        model, facts = found
+        seconds += json.loads((output / COST_FILE).read_text())
+    return model, facts, seconds
+
+
+def _child_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _run_of(output: Path) -> tuple[Path, dict] | None:
+    """The newest run below a stage's folder, and its facts."""
+    files = sorted(output.glob(f"*/{RUN_FILE}"), key=lambda file: file.parent.name[-19:])
+    return (files[-1].parent, read_json(files[-1], {"status": str})) if files else None
+
+
+def similarities_of(model: Path, file: Path, pairs: dict[str, list]) -> np.ndarray:
+    """Four similarities of every test pair, (4, pairs), kept in `file`."""
+    from kf_deberta.evaluation.scoring import encode_pairs, encode_sorted, pair_similarities
+    from kf_deberta.model.load import load_model
+
+    if not file.exists():
+        encoder = load_model(str(model))
+        columns = pairs["sentence1"], pairs["sentence2"]
+        encoded = encode_pairs(lambda texts: encode_sorted(encoder, texts, 64), *columns)
+        np.savez(file, similarities=pair_similarities(encoded))
+    return np.load(file)["similarities"]
+
+
+def table(results: dict[str, list[dict]], gold: np.ndarray) -> str:
+    """Markdown: means over the seeds, and the difference from the published recipe with its paired interval.
+
+    results: for each recipe one entry a seed with "dev", "seconds" and "similarities" (4, pairs). The interval holds
+    95% of the resamples of the test pairs; in each the figures of all seeds are averaged before the difference.
+    """
+    from kf_deberta.evaluation.bootstrap import interval, resampled_figures
+    from kf_deberta.evaluation.scoring import FIGURES, score
+
+    cosine = FIGURES.index("cosine_spearman")
+    figures, samples = {}, {}
+    for name, entries in results.items():
+        values = [entry["similarities"] for entry in entries]
+        figures[name] = 100 * np.array([list(score(value, gold).values()) for value in values])
+        drawn = [resampled_figures(value, gold, RESAMPLES, 0)[cosine] for value in values]
+        samples[name] = 100 * np.mean(drawn, axis=0)
+    short = [figure.replace("_pearson", " P").replace("_spearman", " S") for figure in FIGURES]
+    lines = [f"| recipe | dev | {' | '.join(short)} | cosine S by seed | minus {PUBLISHED}, 95% | CPU min |"]
+    lines.append("|:--|" + "--:|" * 9 + ":--|:--|--:|")
+    mean = {
+        name: {key: np.mean([entry[key] for entry in entries]) for key in ("dev", "seconds")}
+        for name, entries in results.items()
+    }
+    for name in sorted(results, key=lambda name: -mean[name]["dev"]):
+        difference = "-"
+        if name != PUBLISHED and PUBLISHED in results:
+            middle = figures[name][:, cosine].mean() - figures[PUBLISHED][:, cosine].mean()
+            low, high = interval(samples[name] - samples[PUBLISHED])
+            difference = f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+        cells = [f"{value:.2f}" for value in (mean[name]["dev"], *figures[name].mean(axis=0))]
+        seeds = ", ".join(f"{value:.2f}" for value in figures[name][:, cosine])
+        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} | {difference} | {mean[name]['seconds'] / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is missing, print the table after every seed."""
+    if sys.argv[1:2] == ["stage"]:
+        return run_stage(sys.argv[2:])
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model_name_or_path", type=text_path, default="kakaobank/kf-deberta-base", help="base encoder")
+    add("--dataset_path", type=path, default=Path("kor-nlu-datasets"), help="folder of KorNLI/ and KorSTS/")
+    add("--recipes", nargs="+", help="names of recipes (default: all)")
+    add("--add", nargs="+", default=[], metavar="RECIPE", help="more recipes, each 'name: stage && stage'")
+    add("--seeds", nargs="+", type=seed, default=[1, 2, 3], help="seeds of every recipe")
+    add("--flags", default="", help="flags for every stage, in one word; its own come after them")
+    add("--output_dir", type=path, default=Path("output/recipes"), help="where the runs and the table go")
+    args = parser.parse_args()
+    recipes = dict(RECIPES)
+    for text in args.add:
+        name, _, stages = text.partition(":")
+        recipes[name.strip()] = stages.split("&&")
+    if unknown := set(args.recipes or ()) - set(recipes):
+        raise InputError(f"--recipes {' '.join(sorted(unknown))}: not among {', '.join(recipes)}")
+
+    from data_util import load_kor_sts
+
+    dataset = load_kor_sts(args.dataset_path / "KorSTS" / "sts-test.tsv")
+    pairs, gold = {name: dataset[name][:] for name in ("sentence1", "sentence2")}, np.array(dataset["score"][:])
+    results: dict[str, list[dict]] = {}
+    for number in args.seeds:
+        common = [*shlex.split(args.flags), "--dataset_path", str(args.dataset_path), "--seed", str(number)]
+        for name in args.recipes or recipes:
+            folder = (args.output_dir / name / f"seed{number}").resolve()
+            model, facts, seconds = train_recipe(recipes[name], args.model_name_or_path, common, folder)
+            entry = {"seed": number, "dev": facts["best_dev_cosine_spearman"], "seconds": seconds}
+            results.setdefault(name, []).append(
+                entry | {"similarities": similarities_of(model, folder / SCORES_FILE, pairs)}
+            )
+        text = table(results, gold)
+        (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,104 @@
+"""dev/recipes.py: stages follow each other, ingredients reach the scripts, the table says what the runs say."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sentence_transformers.sentence_transformer import losses
+
+from kf_deberta.cli import InputError
+from kf_deberta.training.trainer import PerObjectiveAdamW
+
+
+@pytest.fixture
+def recipes(repo, monkeypatch):
+    monkeypatch.syspath_prepend(str(repo / "dev"))
+    import recipes
+
+    return recipes
+
+
+def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, tmp_path):
+    calls, status = [], ["unfinished"]
+
+    def train(command, stdout):
+        calls.append(command[3:])
+        output = Path(command[command.index("--output_dir") + 1])
+        run = output / "kor_x-2026-01-01_00-00-00"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / recipes.RUN_FILE).write_text(json.dumps({"status": status[0], "seed": 3}))
+        return SimpleNamespace(returncode=1 if status[0] == "unfinished" else 0)
+
+    monkeypatch.setattr(recipes.subprocess, "run", train)
+    stages = ["training_nli.py --batch_size 2", "training_sts.py"]
+    with pytest.raises(InputError, match="stage 0 ended with status 1"):
+        recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
+    status[0] = "finished"
+    model, facts, _ = recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
+    first = tmp_path / "stage0" / "kor_x-2026-01-01_00-00-00"
+    base = ["--model_name_or_path", "base", "--output_dir", str(tmp_path / "stage0")]
+    assert calls[:2] == [
+        ["training_nli.py", "--seed", "3", "--batch_size", "2", *base],
+        ["training_nli.py", "--seed", "3", "--batch_size", "2", *base, "--resume"],
+    ]
+    assert calls[2][3:5] == ["--model_name_or_path", str(first)]
+    assert model == tmp_path / "stage1" / first.name and facts["seed"] == 3
+    recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
+    assert len(calls) == 3
+
+
+def test_ingredients_reach_the_script(recipes, monkeypatch):
+    seen = {}
+
+    def script(path, run_name):
+        optimizer = PerObjectiveAdamW([torch.nn.Parameter(torch.ones(1))])
+        for objective in ("nli", "sts"):
+            optimizer.turn_to(objective)
+        seen.update(argv=sys.argv, loss=losses.CosineSimilarityLoss, states=len(optimizer.states))
+
+    monkeypatch.setattr(runpy, "run_path", script)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(losses, "CosineSimilarityLoss", None)
+    monkeypatch.setattr(PerObjectiveAdamW, "turn_to", PerObjectiveAdamW.turn_to)
+    recipes.run_stage(["training_sts.py", "--one_adamw", "--sts_loss", "cosent", "--seed", "1"])
+    assert seen["argv"][0].endswith("training_sts.py") and seen["argv"][1:] == ["--seed", "1"]
+    assert seen["states"] == 1
+
+    # CoSENT: log(1 + sum of exp(20 (cos of the lower pair - cos of the higher pair))) over pairs of pairs
+    generator = np.random.default_rng(0)
+    u, v, gold = generator.normal(size=(6, 4)), generator.normal(size=(6, 4)), np.array([0.1, 0.5, 0.5, 0.9, 0.2, 0.0])
+    cosines = (u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
+    terms = [20 * (cosines[i] - cosines[j]) for i in range(6) for j in range(6) if gold[i] < gold[j]]
+    loss = seen["loss"](torch.nn.Identity())
+    got = loss.compute_loss_from_embeddings([torch.tensor(u), torch.tensor(v)], torch.tensor(gold))
+    assert float(got) == pytest.approx(np.log1p(np.exp(terms).sum()), abs=1e-9)
+
+
+def test_table(recipes, monkeypatch):
+    monkeypatch.setattr(recipes, "RESAMPLES", 200)
+    generator = np.random.default_rng(1)
+    gold = generator.random(40)
+    results = {
+        name: [
+            {"dev": dev, "seconds": 120, "similarities": gold + noise * generator.normal(size=(4, 40))} for _ in "ab"
+        ]
+        for name, dev, noise in (("published", 80.0, 0.4), ("other", 81.0, 0.2))
+    }
+    header, _, *rows = recipes.table(results, gold).splitlines()
+    rows = {row[0]: row for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in rows)}
+    assert list(rows) == ["other", "published"]  # by dev
+    values = {name: [entry["similarities"] for entry in entries] for name, entries in results.items()}
+    for name, similarities in values.items():
+        wanted = [np.mean([f(s[i], gold)[0] for s in similarities]) for i in range(4) for f in (pearsonr, spearmanr)]
+        assert rows[name][2:10] == [f"{100 * value:.2f}" for value in wanted]
+    draws = np.random.default_rng(0).integers(40, size=(recipes.RESAMPLES, 40))
+    mean = {name: [np.mean([spearmanr(s[0][d], gold[d])[0] for s in x]) for d in draws] for name, x in values.items()}
+    low, high = np.quantile(100 * (np.array(mean["other"]) - mean["published"]), [0.025, 0.975])
+    assert rows["other"][11].endswith(f"({low:+.2f} to {high:+.2f})") and rows["published"][11] == "-"
+    assert rows["other"][12] == "2.0"
