@@ -41,6 +41,7 @@ from kf_deberta.export.graph import (
 from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
 from kf_deberta.export.readme import readme
 from kf_deberta.model.load import load_model
+from kf_deberta.training.card import add_onnx_usage
 
 
 def parse_args() -> argparse.Namespace:
@@ -181,6 +182,7 @@ def main() -> int:
             for kind in kinds:
                 copy_graph(graphs[kind], copies / Path(HUB_NAMES[kind]).name)
             report(copies, inner)
+            add_onnx_usage(model, Path(name))
         report(work, output_dir)
     return 0
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import stat
 import sys
@@ -265,3 +266,8 @@ def read_json(path: Path, keys: dict[str, type]) -> dict:
             problem = f"{key} is not {getattr(kind, '__name__', kind)}" if key in value else f"{key} is missing"
             raise InputError(f"{path}: {problem}; it was damaged or edited")
     return value
+
+
+def escape_markdown(text: str) -> str:
+    """Return `text` on one line, with nothing in it that Markdown or HTML takes for its own, in tables too."""
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")

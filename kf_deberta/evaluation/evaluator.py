@@ -49,8 +49,6 @@ class PairEvaluator(BaseEvaluator):
             for figure, value in figures.items():
                 similarity, kind = figure.split("_")
                 metrics[f"{name}_{kind}_{similarity}"] = value
-        full_size = {key: value for key, value in metrics.items() if key.startswith(f"{self.name}_")}
-        self.store_metrics_in_model_card_data(model, full_size, epoch, steps)
         return metrics
 
     def percent(self, metrics: dict[str, float]) -> dict[str, float]:

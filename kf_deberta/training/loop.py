@@ -106,7 +106,6 @@ def finish(
         fast_attention=not args.no_fast_attention,
         trust_remote_code=args.trust_remote_code,
     )
-    model.model_card_data = trainer.model.model_card_data  # the evaluator puts its figures there
     step = trainer.state.best_global_step
     scores = test_evaluator(model)
     row = {"epoch": step / steps_per_epoch, "step": step}
@@ -120,13 +119,12 @@ def finish(
     run.facts["baseline_dev_cosine_spearman"] = 100 * evaluations[0][trainer.args.metric_for_best_model]
     run.facts["test_pairs"] = len(test_evaluator.gold)
     run.facts["status"] = "finished"
-    best = next(row for row in evaluations if row["step"] == step)  # the card would show the last evaluation
+    best = next(row for row in evaluations if row["step"] == step)
     dev = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_sts-dev_")}
-    trainer.model.model_card_data.eval_results_dict[trainer.evaluator] = dev
     objectives = list(trainer.batch_samplers)
     trainer.state.best_model_checkpoint = None  # it goes, and would name a directory of this machine
     with writing(run.directory, run.directory):
-        write_model_card(trainer.model, run.facts, run.directory / "README.md")
+        write_model_card(trainer, args, run.facts, dev, run.directory)
         draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
         trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
         run.save()

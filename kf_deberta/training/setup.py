@@ -16,7 +16,6 @@ from kf_deberta.data.download import ensure_kor_nlu_datasets
 from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import load_model
-from kf_deberta.training.card import prepare_model_card
 
 
 def kor_nlu_datasets(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Path:
@@ -47,7 +46,6 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
         raise InputError(
             f"--matryoshka_dims {args.matryoshka_dims[0]}: {args.model_name_or_path} has {size} dimensions"
         )
-    prepare_model_card(model, args.model_name_or_path)
     return model
 
 

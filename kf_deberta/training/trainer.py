@@ -78,6 +78,9 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         super().__init__(**kwargs)
         take_masks_from_host(self.model)
 
+    def add_model_card_callback(self, default_args_dict: dict) -> None:
+        """Do nothing: the run writes its own card, and the library's would ask the hub for every data set."""
+
     # 1. Batches: every process builds the same global batches and takes its own share of each.
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader of alternating batches; not wrapped by accelerate, whose sharding assumes one batch size."""
@@ -231,5 +234,4 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
 
     def _load_best_model(self) -> None:
         # the library only logs a failure here and would then score another model than it names
-        self.model.model_card_data.set_best_model_step(self.state.best_global_step)
         self._load_from_checkpoint(self.state.best_model_checkpoint)
