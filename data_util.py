@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from kf_deberta.cli import InputError, run, say
-from kf_deberta.data.official import KOR_STS_ROWS, verify
+from kf_deberta.data.official import verify
+from kf_deberta.data.pairs import load_file
 from kf_deberta.data.tsv import raise_if_malformed, read_tsv, shorten
 
 logger = logging.getLogger(__name__)
@@ -44,32 +45,12 @@ def load_kor_sts(path: str | Path) -> Dataset:
         InputError: the file cannot be read, has no rows, or has malformed rows (the first five are named).
     """
     path = Path(path)
-    table, problems = read_tsv(path, ("sentence1", "sentence2", "score"))
-    scores = []
-    for line, text in zip(table["line"].to_pylist(), table["score"].to_pylist(), strict=True):
-        try:
-            scores.append(float(text))
-        except ValueError:
-            problems[line] = f"score {shorten(text)} is not a number"
-            continue
-        if not 0 <= scores[-1] <= 5:  # NaN too
-            problems[line] = f"score {shorten(text)} is outside 0..5"
-    for column in ("sentence1", "sentence2"):
-        is_empty = pc.equal(pc.utf8_trim_whitespace(table[column]), "")
-        for line in table["line"].filter(is_empty).to_pylist():
-            problems.setdefault(line, f"{column} is empty")
-    raise_if_malformed(path, problems)
-    if not scores:
-        raise InputError(f"{path}:1: no rows after the header; give a KorSTS file with sentence pairs")
-    official = KOR_STS_ROWS.get(path.name, len(scores))
-    if len(scores) != official and path not in _told:
+    pairs = load_file(path)
+    if pairs.note and path not in _told:
         _told.add(path)
-        logger.warning(
-            f"{path} has {len(scores):,} rows, the official file {official:,}: scores on this copy are not comparable "
-            "with the published table. Copies lose rows to readers that take quotes for quoting, or to de-duplication."
-        )
-    texts = {column: table[column].cast(pa.string()) for column in ("sentence1", "sentence2")}
-    return _as_dataset(pa.table({**texts, "score": pa.array(np.array(scores) / 5.0)}))
+        logger.warning(f"{path}: {pairs.note}")
+    texts = {"sentence1": pa.array(pairs.sentences1), "sentence2": pa.array(pairs.sentences2)}
+    return _as_dataset(pa.table({**texts, "score": pa.array(pairs.gold)}))
 
 
 def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:

@@ -1,9 +1,11 @@
-"""Score sentence-embedding models on KorSTS: eight correlations as a Markdown table beside the published rows.
+"""Score sentence-embedding models on KorSTS and other pairs: eight correlations as Markdown, beside published rows.
 
     python bin/benchmark.py                                       # upskyy/kf-deberta-multitask on the test file
     python bin/benchmark.py --model_name_or_path output/my-model jhgan/ko-sroberta-multitask
     python bin/benchmark.py --model_name_or_path models/kf-deberta-multitask.onnx --output onnx.json onnx.csv
     python bin/benchmark.py --model_name_or_path output/my-model --truncate_dims 768,256,64 --precision float32,int8
+    python bin/benchmark.py --data korsts klue-sts sts17          # one table for each data set, and their average
+    python bin/benchmark.py --data my.csv --columns text1,text2,similarity --scale 0,1
     python bin/benchmark.py --results onnx.json other.json        # print the table again from saved results
     python bin/benchmark.py --published                           # the table of the READMEs, published rows alone
 
@@ -20,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from data_util import load_kor_sts
 from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, check_writable, run
 from kf_deberta.data.download import ensure_kor_nlu_datasets
-from kf_deberta.data.official import git_blob_id
+from kf_deberta.data.pairs import HUB, SCALE, Pairs, load_file, load_pairs
 from kf_deberta.evaluation.models import score_model
 from kf_deberta.evaluation.published import COMPARABLE_ROWS
 from kf_deberta.evaluation.report import errors_table, one_cell, published_table, report
@@ -47,8 +48,13 @@ def parse_args() -> argparse.Namespace:
     names = f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})"
     add("--model_name_or_path", nargs="+", action="extend", default=[], metavar="M", help=names)
     add("--sts_dataset_path", default="kor-nlu-datasets/KorSTS", metavar="DIR", help="default: %(default)s")
-    add("--split", choices=("dev", "test"), default="test", help="file of that directory (default: test)")
-    add("--tsv", metavar="FILE", help="any other file of the same columns (default: none)")
+    add("--split", choices=("dev", "test"), help="file of that directory (default: test)")
+    sets = f"korsts, {', '.join(HUB)}, .tsv, .csv, .json, .jsonl, .parquet files (default: korsts)"
+    add("--data", nargs="+", action="extend", default=[], metavar="NAME_OR_FILE", help=sets)
+    names = "both sentences and the score in a file, as a,b,score (default: sentence1,sentence2,score)"
+    add("--columns", type=columns, metavar="A,B,SCORE", help=names)
+    add("--scale", type=scale, metavar="LOW,HIGH", help="lowest and highest score in a file (default: 0,5)")
+    add("--tsv", type=Path, metavar="FILE", help="a TSV file of any name, as --data (default: none)")
     add("--batch_size", type=int, metavar="B", help="sentences (default: 64 on a CPU, else 256)")
     add("--device", help="torch device (default: the accelerator where there is one)")
     add("--bf16", action="store_true", help="encode in bfloat16 autocast; not .onnx (default: off)")
@@ -80,6 +86,13 @@ def parse_args() -> argparse.Namespace:
         raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
     if min(args.bootstrap or 0, args.errors, args.seed) < 0 or 0 < (args.bootstrap or 0) < MIN_RESAMPLES:
         raise InputError(f"--bootstrap takes 0 or {MIN_RESAMPLES} and more, --errors and --seed 0 and more")
+    files = [name for name in args.data if name not in ("korsts", *HUB)] + [args.tsv] * (args.tsv is not None)
+    if (args.columns or args.scale) and not files:
+        raise InputError("--columns and --scale describe files; give one with --data")
+    if args.split and "korsts" not in (args.data or ["korsts" if args.tsv is None else ""]):
+        raise InputError(f"--split {args.split} is of korsts; leave it out, or add korsts to --data")
+    if args.bf16 and (graphs := [name for name in args.model_name_or_path if name.endswith(".onnx")]):
+        raise InputError(f"{graphs[0]}: a graph runs in the precision it was exported in; leave --bf16 out")
     for path, formats in [(path, FORMATS) for path in args.output] + [(args.plot, PLOT_FORMATS)]:
         if path is not None and path.suffix not in formats:
             raise InputError(f"{path}: the name must end with {' or '.join(formats)}")
@@ -96,6 +109,22 @@ def dimensions(text: str) -> list[int]:
     if min(values) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give numbers of 1 or more")
     return values
+
+
+def columns(text: str) -> list[str]:
+    """Parse `a,b,score` for argparse, whose error line names the flag."""
+    values = text.split(",")
+    if len(values) != 3 or not all(values):
+        raise argparse.ArgumentTypeError(f"{text}: give three names, of both sentences and the score")
+    return values
+
+
+def scale(text: str) -> tuple[float, float]:
+    """Parse `0,1` for argparse, whose error line names the flag."""
+    low, high = map(float, text.split(","))
+    if not low < high < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give the lowest and the highest score, such as 0,1")
+    return low, high
 
 
 def precisions(text: str) -> list[str]:
@@ -120,50 +149,61 @@ def main() -> int:
         return save(args.output, records)
 
     # 2. the pairs and their gold scores (0..1)
-    folder = Path(args.sts_dataset_path)
-    if not args.tsv and folder.name == "KorSTS" and not folder.exists():
-        ensure_kor_nlu_datasets(folder.parent)
-    path = Path(args.tsv) if args.tsv else folder / f"sts-{args.split}.tsv"
-    dataset = load_kor_sts(path)
-    data = {name: list(dataset[name]) for name in ("sentence1", "sentence2")} | {"score": np.array(dataset["score"])}
-    check_gold(data["score"], path)
-    if args.bootstrap and len(dataset) < MIN_BOOTSTRAP_ROWS:
-        raise InputError(f"{path}: {len(dataset)} rows; --bootstrap needs {MIN_BOOTSTRAP_ROWS} or more")
-    resamples = args.bootstrap
-    if resamples is None:
-        resamples = RESAMPLES if len(dataset) >= MIN_BOOTSTRAP_ROWS else 0
-    about = {"data": str(path), "rows": len(dataset), "blob_id": git_blob_id(path)}
-    about["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    data = load_data(args)
+    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     about["versions"] = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES)
 
     # 3. every model once; what is done is saved before the next one starts
-    records: list[Record] = []
-    similarities: list[np.ndarray | None] = []
+    results: list[tuple[Record, np.ndarray | None]] = []
     for name in args.model_name_or_path or [DEFAULT_MODEL]:
-        new_records, new_similarities = score_model(name, args, data, about)
-        records += new_records
-        similarities += new_similarities
-        if any(not record["error"] for record in records):
-            save(args.output, records)
-    scored = [(r, values) for r, values in zip(records, similarities, strict=True) if values is not None]
-    if not scored:
+        results += score_model(name, args, data, about)
+        if any(values is not None for _, values in results):
+            save(args.output, [record for record, _ in results])
+    if all(values is None for _, values in results):
         return INPUT_ERROR_STATUS
 
     # 4. intervals and paired differences
-    if resamples:
-        add_bootstrap(records, similarities, data["score"], resamples, args.seed)
+    for pairs in data:
+        enough = args.bootstrap is not None or len(pairs.gold) >= MIN_BOOTSTRAP_ROWS
+        if resamples := (RESAMPLES if args.bootstrap is None else args.bootstrap) if enough else 0:
+            on_these = [result for result in results if result[0]["blob_id"] == pairs.blob_id]
+            add_bootstrap(on_these, pairs.gold, resamples, args.seed)
+    records = [record for record, _ in results]
     status = save(args.output, records)
 
     # 5. the report
     print(report(records, not args.no_published, args.reproduces))
-    for record, values in scored if args.errors else []:
-        table = errors_table(args.errors, values[0], data["score"], data["sentence1"], data["sentence2"])
-        print(f"\nPairs that {one_cell(label(record))} ranks most wrongly by cosine:\n\n{table}")
+    of = {pairs.blob_id: pairs for pairs in data}
+    scored = [(record, values[0], of[record["blob_id"]]) for record, values in results if values is not None]
+    for record, cosine, pairs in scored if args.errors else []:
+        table = errors_table(args.errors, cosine, pairs.gold, pairs.sentences1, pairs.sentences2, pairs.scale)
+        on = f" on {one_cell(pairs.name)}" if len(data) > 1 else ""
+        print(f"\nPairs{on} that {one_cell(label(record))} ranks most wrongly by cosine:\n\n{table}")
     if args.plot:
         from kf_deberta.evaluation.scatter import plot  # matplotlib only where it is asked for
 
-        plot(args.plot, [record for record, _ in scored], [values[0] for _, values in scored], data["score"])
+        plot(args.plot, scored)
     return status
+
+
+def load_data(args: argparse.Namespace) -> list[Pairs]:
+    """Load every data set that was asked for; InputError where one cannot be scored, before any model is loaded."""
+    data = [load_file(args.tsv, ".tsv", args.columns, args.scale or SCALE)] if args.tsv else []
+    for name in args.data or ([] if args.tsv else ["korsts"]):
+        if name != "korsts":
+            data.append(load_pairs(name, args.columns, args.scale or SCALE))
+            continue
+        folder = Path(args.sts_dataset_path)
+        if folder.name == "KorSTS" and not folder.exists():
+            ensure_kor_nlu_datasets(folder.parent)
+        data.append(load_file(folder / f"sts-{args.split or 'test'}.tsv"))
+    for pairs in data:
+        check_gold(pairs.gold, pairs.name, pairs.scale)
+        if args.bootstrap and len(pairs.gold) < MIN_BOOTSTRAP_ROWS:
+            raise InputError(f"{pairs.name}: {len(pairs.gold)} rows; --bootstrap needs {MIN_BOOTSTRAP_ROWS} or more")
+    if len({pairs.blob_id for pairs in data}) < len(data):
+        raise InputError(f"{', '.join(pairs.name for pairs in data)}: the same data twice; give it once")
+    return data
 
 
 def save(paths: list[Path], records: list[Record]) -> int:

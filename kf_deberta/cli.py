@@ -92,6 +92,13 @@ def one_line(error: Exception, length: int = 200) -> str:
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of any library says that memory, the GPU's or the machine's, is used up."""
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in text for sign in (*signs, "failed to allocate"))
+
+
 # flags
 
 

@@ -109,7 +109,7 @@ def test_bootstrap_report_tells_a_real_difference_from_noise():
         make_record(name, **(score(values, gold) if values is not None else {"error": "no such file"}), rows=400)
         for name, values in zip(names, similarities, strict=True)
     ]
-    add_bootstrap(records, similarities, gold, 400, seed=1)
+    add_bootstrap(list(zip(records, similarities, strict=True)), gold, 400, seed=1)
     lines = report(records, with_published=False).splitlines()
     verdicts = {name: next(line for line in lines if line.startswith(f"- {name} against good,")) for name in names[2:]}
     assert verdicts["same"].endswith("on 400 pairs: not distinguishable from noise")

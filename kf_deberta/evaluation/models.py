@@ -4,13 +4,15 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, is_out_of_memory, one_line
+from kf_deberta.data.pairs import Pairs
 from kf_deberta.evaluation.results import Record
 from kf_deberta.evaluation.scoring import encode_pairs, encode_sorted, pair_similarities, score, transform
 from kf_deberta.model.hub import cached_commit
@@ -39,39 +41,53 @@ def load_encoder(name: str, args: argparse.Namespace) -> tuple[Callable[[list[st
 
 
 def score_model(
-    name: str, args: argparse.Namespace, data: dict[str, list], about: Record
-) -> tuple[list[Record], list[np.ndarray | None]]:
-    """Encode with one model once and score every asked truncation and precision of its embeddings.
+    name: str, args: argparse.Namespace, data: Sequence[Pairs], about: Record
+) -> list[tuple[Record, np.ndarray | None]]:
+    """Encode each data set with one model once and score every asked truncation and precision of its embeddings.
 
-    Returns the records, and for each its similarities, (4, pairs), or None where its `error` says why there are none.
+    Returns the records, each with its similarities, (4, pairs), or None where its `error` says why there are none.
     """
-    records, similarities = [], []
-    pairs = error = None
+    results: list[tuple[Record, np.ndarray | None]] = []
     about = about | {"model": name}
-    try:
-        print(f"{name}:", file=sys.stderr)
-        encode, about["revision"], about["settings"] = load_encoder(name, args)
-        start = time.perf_counter()
-        pairs = encode_pairs(encode, data["sentence1"], data["sentence2"])
-        about |= {"sentences": len(pairs.embeddings), "seconds": time.perf_counter() - start}
-    except InputError as failure:
-        error = str(failure)
-    except torch.OutOfMemoryError:
-        error = "out of memory; lower --batch_size"
-    except Exception as failure:  # whatever a foreign model raises must not lose the results of the others
-        error = f"encoding failed ({type(failure).__name__}: {' '.join(str(failure).split())[:200]})"
-    variants = itertools.product(args.truncate_dims, args.precision) if pairs is not None else [(None, "float32")]
-    for dimension, precision in variants:
-        record = about | {"dimensions": dimension, "precision": precision, "error": error}
-        values = None
-        try:
-            if pairs is not None:
-                values = pair_similarities(transform(pairs, dimension, precision))
-                record |= score(values, data["score"])
-        except InputError as failure:
-            record["error"] = str(failure)
-        records.append(record)
-        similarities.append(values)
-    for message in dict.fromkeys(record["error"] for record in records if record["error"]):
+    print(f"{name}:", file=sys.stderr)
+    loaded, load_error = attempt(lambda: load_encoder(name, args))
+    if loaded is not None:
+        encode, about["revision"], about["settings"] = loaded
+    for pairs in data:
+        facts = about | describe_data(pairs)
+        embedded, error, start = None, load_error, time.perf_counter()
+        if loaded is not None:
+            embedded, error = attempt(lambda p=pairs: encode_pairs(encode, p.sentences1, p.sentences2))
+        if embedded is not None:
+            facts |= {"sentences": len(embedded.embeddings), "seconds": time.perf_counter() - start}
+        variants = itertools.product(args.truncate_dims, args.precision) if embedded else [(None, "float32")]
+        for dimension, precision in variants:
+            values = None
+            if embedded is not None:
+                cut = (embedded, dimension, precision)
+                values, error = attempt(lambda cut=cut: pair_similarities(transform(*cut)))
+            figures = {} if values is None else score(values, pairs.gold)
+            results.append(
+                (facts | {"dimensions": dimension, "precision": precision, "error": error} | figures, values)
+            )
+    for message in dict.fromkeys(record["error"] for record, _ in results if record["error"]):
         print(f"error: {message if message.startswith(name) else f'{name}: {message}'}", file=sys.stderr)
-    return records, similarities
+    return results
+
+
+def attempt(action: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Return what `action` returns and None, or None and why not: a bad model loses nothing of the others' results."""
+    try:
+        return action(), None
+    except InputError as failure:
+        return None, str(failure)
+    except Exception as failure:  # a foreign model's code may raise anything
+        if is_out_of_memory(failure):
+            return None, "out of memory; lower --batch_size"
+        return None, f"encoding failed ({type(failure).__name__}: {one_line(failure)})"
+
+
+def describe_data(pairs: Pairs) -> Record:
+    """Return what identifies a data set in a record."""
+    facts = {"data": pairs.name, "rows": len(pairs.gold), "blob_id": pairs.blob_id}
+    return facts | {"data_revision": pairs.revision, "note": pairs.note or None}

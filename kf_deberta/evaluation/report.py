@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from kf_deberta.data.official import BLOB_IDS
 from kf_deberta.evaluation.published import COMPARABLE_ROWS, PUBLISHED_ROWS, PublishedRow, find_published
-from kf_deberta.evaluation.results import Record, label
+from kf_deberta.evaluation.results import Record, by_data, label
 from kf_deberta.evaluation.scoring import FIGURES
 
 REPRODUCED_WITHIN = 0.05  # points, i.e. correlations times 100
@@ -54,24 +54,45 @@ def in_bold(rows: list[list[float | None]], left_out: list[bool]) -> list[list[s
 
 
 def report(records: list[Record], with_published: bool = True, reproduces: str | None = None) -> str:
-    """Print-ready Markdown of everything the records hold: table, verdicts, intervals, paired differences."""
+    """Print-ready Markdown of everything the records hold: for each data set its section, then the averages."""
+    groups = by_data(records)
+    sections = [section(group, with_published, reproduces) for group in groups]
+    return "\n\n".join([*sections, average_table(groups)] if len(groups) > 1 else sections)
+
+
+def section(records: list[Record], with_published: bool, reproduces: str | None) -> str:
+    """Report on the records of one data set: table, verdicts, intervals, paired differences."""
     first, scored = records[0], [record for record in records if not record["error"]]
     is_official = first["blob_id"] == BLOB_IDS["KorSTS/sts-test.tsv"]
     published = PUBLISHED_ROWS if with_published and is_official else ()
-    parts = [
-        f"{one_cell(first['data'])}: {first['rows']:,} pairs, git blob {first['blob_id']}; correlations times 100"
-    ]
+    at = f", hub commit {first['data_revision']}" if first.get("data_revision") else ""
+    title = f"{one_cell(first['data'])}: {first['rows']:,} pairs{at}, git blob {first['blob_id']}; "
+    parts = [f"{title}correlations times 100"]
     parts.append(results_table(records, published))
     among = "all rows on the same text, measured and published" if published else "the rows"
     notes = [f"Bold: best of the column among {among}."]
     if with_published and not is_official:
         notes.append("No published rows: they are of the official KorSTS test file, and this is another one.")
+    if first.get("note"):
+        notes.append(one_cell(first["note"]))
     parts.append(" ".join(notes))
     if is_official:
         parts += verdicts(scored, reproduces)
     if intervals := [record for record in scored if record.get("resamples")]:
         parts += bootstrap_report(intervals, published)
     return "\n\n".join(parts)
+
+
+def average_table(groups: list[list[Record]]) -> str:
+    """Make the table of every row's mean over all data sets; a row without figures on one of them has none."""
+    figures = {}
+    for name in dict.fromkeys(label(record) for group in groups for record in group):
+        found = [next((r for r in group if label(r) == name and not r["error"]), None) for group in groups]
+        has_all = all(found)
+        figures[name] = [100 * float(np.mean([r[f] for r in found])) if has_all else None for f in FIGURES]
+    cells = in_bold(list(figures.values()), [False] * len(figures))
+    rows = [[name, *row] for name, row in zip(figures, cells, strict=True)]
+    return f"Average over {len(groups)} data sets:\n\n{markdown(['model', *FIGURES], rows)}"
 
 
 def verdicts(records: list[Record], reproduces: str | None = None) -> list[str]:
@@ -140,16 +161,28 @@ def figure_table(records: list[Record], cell: Callable[[Record, str], str]) -> s
 
 
 def errors_table(
-    count: int, cosine: np.ndarray, gold: np.ndarray, sentences1: Sequence[str], sentences2: Sequence[str]
+    count: int,
+    cosine: np.ndarray,
+    gold: np.ndarray,
+    sentences1: Sequence[str],
+    sentences2: Sequence[str],
+    scale: tuple[float, float] = (0, 5),
 ) -> str:
     """List the pairs whose ranks by cosine and by gold score, both (pairs,) and gold in 0..1, differ most."""
+    low, high = scale
     disagreement = rankdata(cosine) - rankdata(gold)
     worst = np.argsort(-np.abs(disagreement), kind="stable")[:count]
     rows = [
-        [f"{5 * gold[i]:.2f}", f"{cosine[i]:.4f}", f"{disagreement[i]:+.0f}", sentences1[i], sentences2[i]]
+        [
+            f"{low + (high - low) * gold[i]:.2f}",
+            f"{cosine[i]:.4f}",
+            f"{disagreement[i]:+.0f}",
+            sentences1[i],
+            sentences2[i],
+        ]
         for i in worst
     ]
-    header = ["gold (0-5)", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"]
+    header = [f"gold ({low:g}-{high:g})", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"]
     return markdown(header, rows, texts=("sentence1", "sentence2"))
 
 

@@ -1,15 +1,17 @@
 """Benchmark results as records: one flat dict for each row of a table, written as .json and .csv and read from .json.
 
 A record holds `model`, `revision` (the hub commit, or the full local path), `dimensions` (None: all), `precision`,
-`error` (None, or why there are no figures), `data`, `rows` and `blob_id` (the git blob id of the data file), `date`,
-library `versions`, `settings`, `sentences`, `seconds` of encoding and the eight figures of scoring.FIGURES, -1..1 in
-full precision. After a bootstrap also <figure>_low and <figure>_high and, where there is another row to compare with,
+`error` (None, or why there are no figures), `data`, `rows`, `blob_id` (git's id of the data), `data_revision` (the
+commit of data from the hub), `note` (how the data differs from the official one), `date`, library `versions`,
+`settings`, `sentences`, `seconds` of encoding and the eight figures of scoring.FIGURES, -1..1 in full precision. After
+a bootstrap also <figure>_low and <figure>_high and, where there is another row on the same data to compare with,
 `compared_with` (the first row's label) and <figure>_difference, _difference_low, _difference_high and _p.
 """
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,14 @@ Record = dict[str, Any]
 TEXT, COUNT, FIGURE = "text", "a whole number", "a number in -2..2"  # a difference of two correlations reaches 2
 REQUIRED = {"model": TEXT, "precision": TEXT, "data": TEXT, "blob_id": TEXT, "rows": COUNT}
 NULLABLE = {"dimensions": COUNT, "error": TEXT}  # there, but null where they say nothing
-OPTIONAL = {"settings": TEXT, "compared_with": TEXT, "resamples": COUNT, "seed": COUNT}
+OPTIONAL = {
+    "settings": TEXT,
+    "note": TEXT,
+    "data_revision": TEXT,
+    "compared_with": TEXT,
+    "resamples": COUNT,
+    "seed": COUNT,
+}
 FORMATS = (".json", ".csv")
 
 
@@ -71,8 +80,9 @@ def read_results(paths: list[Path]) -> list[Record]:
                 f"{path}: no readable results ({reason}); give .json files that --output wrote"
             ) from error
         records += rows
+        known = {record["blob_id"] for record in records[: len(records) - len(rows)] or rows}
         for row in rows:
-            if row["blob_id"] != records[0]["blob_id"]:
+            if row["blob_id"] not in known:
                 raise InputError(
                     f"{path}: scored on {row['data']}, but {paths[0]} on {records[0]['data']} "
                     f"(git blobs {row['blob_id'][:7]} and {records[0]['blob_id'][:7]}); figures on different data "
@@ -106,20 +116,27 @@ def check_record(record: object, name: str) -> None:
             raise ValueError(f"{name}: {key} is {repr(record[key])[:40]}, not {kind}")
 
 
+def by_data(records: Sequence[Record]) -> list[list[Record]]:
+    """Group records by what they were scored on, in the order in which the data comes."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["blob_id"], []).append(record)
+    return list(groups.values())
+
+
 def add_bootstrap(
-    records: list[Record], similarities: list[np.ndarray | None], gold: np.ndarray, resamples: int, seed: int
+    results: Sequence[tuple[Record, np.ndarray | None]], gold: np.ndarray, resamples: int, seed: int
 ) -> None:
     """Add 95% intervals to each record and, to all but the first, the paired difference to the first.
 
     Args:
-        records: one for each row; those with an error are passed over.
-        similarities: (4, pairs) for each record, None for one with an error.
+        results: records on the same data, each with its similarities, (4, pairs); None for one with an error.
         gold: (pairs,) gold scores.
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
     """
     first, first_samples = None, np.empty(0)
-    for record, values in zip(records, similarities, strict=True):
+    for record, values in results:
         if values is None:
             continue
         samples = bootstrap.resampled_figures(values, gold, resamples, seed)

@@ -1,5 +1,6 @@
 """Cosine similarity against gold score as a figure, one panel a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,40 +10,42 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from kf_deberta.cli import write_atomically
+from kf_deberta.data.pairs import Pairs
 from kf_deberta.evaluation.results import Record, label
 from kf_deberta.evaluation.scoring import FIGURES
 
 COLUMNS = 3
 
 
-def plot(path: Path, records: list[Record], cosines: list[np.ndarray], gold: np.ndarray) -> None:
-    """Draw one panel for each record: its pairs, the regression line of cosine on gold, and its eight figures.
+def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> None:
+    """Draw one panel for each result: its pairs, the regression line of cosine on gold, and its eight figures.
 
     Args:
         path: the file, .png, .pdf or .svg; an existing one is replaced only by a complete one.
-        records: results without error.
-        cosines: (pairs,) for each record.
-        gold: (pairs,) gold scores in 0..1, drawn as 0..5.
+        results: records without error, each with its cosines, (pairs,), and the pairs.
     """
-    columns = min(COLUMNS, len(records))
-    rows = -(-len(records) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 4.5 * rows), squeeze=False, sharex=True)
-    for axis in axes.flat[len(records) :]:
+    columns = min(COLUMNS, len(results))
+    rows = -(-len(results) // columns)
+    size, same = (5 * columns, 4.5 * rows), len({pairs.scale for _, _, pairs in results}) == 1
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=same, sharey=True)
+    for axis in axes.flat[len(results) :]:
         axis.remove()
-    for axis, record, cosine in zip(axes.flat, records, cosines, strict=False):
-        slope, intercept = np.polyfit(5 * gold, cosine, 1)
-        axis.scatter(5 * gold, cosine, s=6, alpha=0.35, linewidths=0)
-        axis.plot(
-            [0, 5], [intercept, intercept + 5 * slope], color="tab:red", label=f"{slope:.3f} gold + {intercept:.3f}"
-        )
+    for axis, (record, cosine, pairs) in zip(axes.flat, results, strict=False):
+        low, high = pairs.scale
+        gold = low + (high - low) * pairs.gold
+        slope, intercept = np.polyfit(gold, cosine, 1)
+        axis.scatter(gold, cosine, s=6, alpha=0.35, linewidths=0)
+        line = f"{slope:.3f} gold + {intercept:.3f}"
+        axis.plot([low, high], [intercept + slope * low, intercept + slope * high], color="tab:red", label=line)
         text = "\n".join(f"{name.replace('_', ' ')} {100 * record[name]:.2f}" for name in FIGURES)
         box = {"facecolor": "white", "edgecolor": "0.8", "alpha": 0.8}
         axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=7, bbox=box)
         name = label(record)
         axis.set_title(name if len(name) <= 50 else "…" + name[-49:], fontsize=9)
         axis.set_xlabel("gold score")
-        axis.set_ylabel("cosine similarity")
         axis.legend(loc="upper left", fontsize=7)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("cosine similarity")
     figure.tight_layout()
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=150)

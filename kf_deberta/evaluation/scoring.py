@@ -125,9 +125,10 @@ def score(similarities: np.ndarray, gold: np.ndarray) -> dict[str, float]:
     return dict(zip(FIGURES, values, strict=True))
 
 
-def check_gold(gold: np.ndarray, path: object) -> None:
+def check_gold(gold: np.ndarray, path: object, scale: tuple[float, float] = (0, 5)) -> None:
     """Raise InputError where gold scores cannot be correlated with anything: fewer than 2 rows, or constant."""
     if len(gold) < 2:
         raise InputError(f"{path}:2: 1 row, and a correlation needs 2 or more; give a file with more sentence pairs")
     if np.ptp(gold) == 0:
-        raise InputError(f"{path}:2: all {len(gold)} scores are {gold[0] * 5:g}; a correlation needs different scores")
+        same = scale[0] + gold[0] * (scale[1] - scale[0])
+        raise InputError(f"{path}:2: all {len(gold)} scores are {same:g}; a correlation needs different scores")
