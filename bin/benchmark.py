@@ -47,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     names = f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})"
     add("--model_name_or_path", nargs="+", action="extend", default=[], metavar="M", help=names)
+    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     add("--sts_dataset_path", default="kor-nlu-datasets/KorSTS", metavar="DIR", help="default: %(default)s")
     add("--split", choices=("dev", "test"), help="file of that directory (default: test)")
     sets = f"korsts, {', '.join(HUB)}, .tsv, .csv, .json, .jsonl, .parquet files (default: korsts)"
@@ -82,6 +83,8 @@ def parse_args() -> argparse.Namespace:
         raise InputError(
             "--results prints what was saved; leave out --model_name_or_path, --bootstrap, --errors, --plot"
         )
+    if args.revision and len(args.model_name_or_path) > 1:
+        raise InputError(f"--revision {args.revision}: goes with one model; score the others in a call of their own")
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
     if min(args.bootstrap or 0, args.errors, args.seed) < 0 or 0 < (args.bootstrap or 0) < MIN_RESAMPLES:

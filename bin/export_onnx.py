@@ -50,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     default = "upskyy/kf-deberta-multitask"
     add("--model_name_or_path", default=default, metavar="M", help="hub name or directory (default: %(default)s)")
+    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     add("--output_dir", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
     add("--opset", type=int, choices=OPSETS, default=min(OPSETS), help="ONNX operator set (default: %(default)s)")
     add("--max_seq_length", type=int, metavar="N", help="tokens tokenizer.json truncates to (default: the model's)")
@@ -164,7 +165,9 @@ def main() -> int:
 
         # 2. Everything into the working directory
         fast = not args.no_fast_attention
-        model = load_model(name, device="cpu", fast_attention=fast, max_seq_length=args.max_seq_length).eval()
+        model = load_model(
+            name, revision=args.revision, device="cpu", fast_attention=fast, max_seq_length=args.max_seq_length
+        ).eval()
         check_modules(model, name)
         graphs = {kind: work / names[kind] for kind in kinds}
         try:

@@ -39,6 +39,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("query", nargs="*", help="queries (default: the lines of standard input; at a terminal, three examples)")
     add("--model_name_or_path", default="upskyy/kf-deberta-multitask", help="hub name or directory (%(default)s)")
+    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     add("--onnx", type=Path, metavar="FILE", help="embed with this exported graph instead, by onnxruntime alone")
     add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence a line (default: nine financial sentences)")
     add("--top_k", type=int, default=5, metavar="K", help="sentences shown for each query (default: %(default)s)")
@@ -84,7 +85,12 @@ def main() -> None:
     else:
         from kf_deberta.model.load import load_model
 
-        model = load_model(args.model_name_or_path, device=args.device, fast_attention=not args.no_fast_attention)
+        model = load_model(
+            args.model_name_or_path,
+            revision=args.revision,
+            device=args.device,
+            fast_attention=not args.no_fast_attention,
+        )
         embeddings = model.encode([*corpus, *queries])
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or not lengths.all():

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="kor-nli-") as folder:
         # 1. The corpus
         for seed, (name, rows) in enumerate(ROWS.items()):
-            _write_synthetic_kor_nli(Path(folder) / name, int(rows * args.scale), seed)
+            write_synthetic_kor_nli(Path(folder) / name, int(rows * args.scale), seed)
         rows = sum(int(rows * args.scale) for rows in ROWS.values())
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
 
@@ -85,10 +85,10 @@ def _median(results: dict[str, list[dict]], loader: str, key: str) -> float:
     return median(result[key] for result in results[loader])
 
 
-def _write_synthetic_kor_nli(path: Path, rows: int, seed: int) -> None:
-    """Write Korean-like sentences, three rows a premise; the same file for the same arguments."""
+def write_synthetic_kor_nli(path: Path, rows: int, seed: int, words: list[str] | None = None) -> None:
+    """Write sentences of `words` (None: of random syllables), three rows a premise; same arguments, same file."""
     rng = random.Random(seed)
-    words = [
+    words = words or [
         "".join(chr(rng.randrange(0xAC00, 0xD7A4)) for _ in range(rng.choice((1, 2, 2, 3)))) for _ in range(20_000)
     ]
 

@@ -18,9 +18,9 @@ def speed_load(repo, monkeypatch):
 
 def test_both_loaders_build_triplets_from_the_same_partners(speed_load, tmp_path):
     path = tmp_path / "a.tsv"
-    speed_load._write_synthetic_kor_nli(path, 3000, 0)
+    speed_load.write_synthetic_kor_nli(path, 3000, 0)
     content = path.read_bytes()
-    speed_load._write_synthetic_kor_nli(path, 3000, 0)
+    speed_load.write_synthetic_kor_nli(path, 3000, 0)
     assert path.read_bytes() == content
     partners = plain_partners(read_plainly(path))
     assert len(read_plainly(path)) == 3000
@@ -40,7 +40,7 @@ def test_report_has_a_row_for_each_loader_and_the_ratios(speed_load, capsys):
 
 def test_peak_memory_is_that_of_the_process_itself(speed_load, repo, tmp_path):
     path = tmp_path / "a.train.ko.tsv"
-    speed_load._write_synthetic_kor_nli(path, 300, 0)
+    speed_load.write_synthetic_kor_nli(path, 300, 0)
     ballast = bytearray(b"x") * (400 << 20)  # a large parent must not show in the figures of its child
     command = [sys.executable, repo / "dev" / "speed_load.py", "data_util", tmp_path]
     result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)

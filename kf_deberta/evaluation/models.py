@@ -15,29 +15,26 @@ from kf_deberta.cli import InputError, is_out_of_memory, one_line
 from kf_deberta.data.pairs import Pairs
 from kf_deberta.evaluation.results import Record
 from kf_deberta.evaluation.scoring import encode_pairs, encode_sorted, pair_similarities, score, transform
-from kf_deberta.model.hub import cached_commit
 from kf_deberta.model.load import load_model
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
 
 def load_encoder(name: str, args: argparse.Namespace) -> tuple[Callable[[list[str]], np.ndarray], str, str]:
     """Load a model: the function that encodes sentences, its revision or full path, and how it runs."""
-    revision = str(Path(name).resolve())
+    place = str(Path(name).resolve())
     if name.endswith(".onnx"):
         encoder = OnnxEncoder(name, device=args.device)
         size = args.batch_size or 64
-        return lambda sentences: encoder.encode(sentences, size, show_progress_bar=True), revision, "onnxruntime"
-    model = load_model(name, device=args.device, fast_attention=not args.no_fast_attention)
+        return lambda sentences: encoder.encode(sentences, size, show_progress_bar=True), place, "onnxruntime"
+    model = load_model(name, revision=args.revision, device=args.device, fast_attention=not args.no_fast_attention)
     device = model.device.type
     size = args.batch_size or (64 if device == "cpu" else 256)
-    if not Path(name).is_dir():
-        revision = cached_commit(name) or "unknown"
 
     def encode(sentences: list[str]) -> np.ndarray:
         with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
             return encode_sorted(model, sentences, size)
 
-    return encode, revision, f"{device}{' bfloat16' if args.bf16 else ''}"
+    return encode, model.revision or place, f"{device}{' bfloat16' if args.bf16 else ''}"
 
 
 def score_model(

@@ -23,6 +23,7 @@ def readme(model: SentenceTransformer, name: str, graphs: dict[str, str], opset:
     environment.filters["plain"] = lambda text: re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
+        revision=model.revision,
         graphs=[(file.replace("|", r"\|"), KINDS[kind].format(opset=opset)) for kind, file in graphs.items()],
         max_seq_length=model.max_seq_length,
         hidden=model[0].get_embedding_dimension(),

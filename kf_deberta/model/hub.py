@@ -1,15 +1,15 @@
 """What the model hub and its cache know of a name, and what the hub's refusals mean for the user."""
 
 import os
-from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_session, resolve_revision
+from huggingface_hub import HfApi, ResolvedRevision, constants, get_session, resolve_revision
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
     RevisionResolutionError,
 )
 from huggingface_hub.utils import httpx
@@ -34,29 +34,34 @@ def _cache() -> str | None:
     return os.environ.get("SENTENCE_TRANSFORMERS_HOME")
 
 
-def cached_commit(name: str) -> str | None:
-    """The commit of a hub model in the cache that the libraries use, or None where it is not cached."""
+def find_model(name: str, revision: str | None = None) -> tuple[ResolvedRevision, bool]:
+    """Find the commit that a branch, tag or commit (None: main) of a hub model names, within seconds.
+
+    Returns the commit, and whether the hub does not answer, so that the cache must do.
+
+    Raises:
+        InputError: the hub has no such model or revision or keeps it from this user, or neither hub nor cache answers.
+    """
+    where = {"repo_id": hub_name(name), "revision": revision}
     try:
-        return resolve_revision(hub_name(name), cache_dir=_cache(), local_files_only=True).resolved
-    except RevisionResolutionError:
-        return None
-
-
-def has_modules(name: str) -> bool:
-    """Whether a local directory or a cached model has a modules.json, that is, a pooling of its own."""
-    if not Path(name).is_dir():
-        name = hub_name(name)
-    return is_sentence_transformer_model(name, cache_folder=_cache(), local_files_only=True)
-
-
-def check_hub(name: str) -> None:
-    """Raise InputError within seconds when `name` is not cached and the hub has it not, or does not answer."""
-    if cached_commit(name) is not None:
-        return
-    try:
-        HfApi().model_info(hub_name(name), timeout=HUB_TIMEOUT_SECONDS)
+        HfApi().model_info(**where, timeout=HUB_TIMEOUT_SECONDS)
+        return resolve_revision(**where, cache_dir=_cache()), False
     except (HfHubHTTPError, *NO_HUB) as error:
-        raise InputError(hub_error(name, error)) from error
+        if isinstance(error, RevisionNotFoundError):
+            raise InputError(
+                f"{name}: no revision {revision}; give a branch, a tag or the 40 digits of a commit"
+            ) from error
+        try:
+            return resolve_revision(**where, cache_dir=_cache(), local_files_only=True), True
+        except RevisionResolutionError:
+            raise InputError(hub_error(name, error)) from error
+
+
+def has_modules(name: str, revision: str | None) -> bool:
+    """Whether a local directory or a cached model has a modules.json, that is, a pooling of its own."""
+    if revision is not None:
+        name = hub_name(name)
+    return is_sentence_transformer_model(name, cache_folder=_cache(), revision=revision, local_files_only=True)
 
 
 def hub_error(name: str, error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from transformers import modeling_utils
 from kf_deberta.cli import InputError, one_line
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
-from kf_deberta.model.hub import check_hub, has_modules, hub_error
+from kf_deberta.model.hub import find_model, has_modules, hub_error
 
 POOLINGS = ("mean", "cls")
 TRIAL = ["가", "비가 오는 날에는 집에서 책을 읽는다."]
@@ -28,6 +28,7 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 def load_model(
     name_or_path: str,
     *,
+    revision: str | None = None,
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
     fast_attention: bool = True,
@@ -39,10 +40,12 @@ def load_model(
 ) -> SentenceTransformer:
     """Load a hub name or a local directory as a SentenceTransformer, checked by a trial sentence.
 
-    Weights are read from safetensors where there are some, else from pytorch_model.bin, of which tensors only.
+    Weights are read from safetensors where there are some, else from pytorch_model.bin, of which tensors only. The
+    model's `revision` is the commit of the hub that it was loaded at, None for a local directory.
 
     Args:
         name_or_path: hub name such as `kakaobank/kf-deberta-base`, or a local directory.
+        revision: commit, branch or tag of a hub model; None is main.
         device: torch device; None takes the accelerator where there is one.
         dtype: dtype of the weights whatever the checkpoint's own; transformers 5 would keep a float16 checkpoint
             in float16, which trains badly and is 12 times slower on a CPU.
@@ -59,18 +62,25 @@ def load_model(
         InputError: the model is missing, unreadable, incomplete, not one that embeds sentences, has other pooling,
             cannot take `max_seq_length`, or is neither cached nor on a reachable hub.
     """
-    path = Path(name_or_path)
+    path, commit, offline = Path(name_or_path), None, False
+    if path.is_dir() and revision is not None:
+        raise InputError(f"--revision {revision}: {name_or_path} is a local directory; leave the flag out")
     if path.is_dir():
         check_model_directory(path)
     elif path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) is None:
         raise InputError(f"{name_or_path}: not a model directory; give a directory or a hub name like owner/model")
     else:
-        check_hub(name_or_path)
+        commit, offline = find_model(name_or_path, revision)
     transformers.utils.logging.disable_progress_bar()  # of the fraction of a second that reading the weights takes
     try:
         with _load_reports() as reports:
             model = SentenceTransformer(
-                name_or_path, device=device, model_kwargs={"dtype": dtype}, trust_remote_code=trust_remote_code
+                name_or_path,
+                revision=commit,
+                local_files_only=offline,
+                device=device,
+                model_kwargs={"dtype": dtype},
+                trust_remote_code=trust_remote_code,
             )
     except (torch.OutOfMemoryError, InputError):
         raise
@@ -82,9 +92,10 @@ def load_model(
     except Exception as error:  # every library raises its own type for a broken model
         reason = f"{name_or_path}: cannot be loaded as a sentence-embedding model ({one_line(error, 300)})"
         raise InputError(hub_error(name_or_path, error) or reason) from error
+    model.revision = commit and commit.resolved
     _check_kind(model, name_or_path)
     check_tokenizer(model, name_or_path)
-    _set_modules(model, name_or_path, pooling, normalize)
+    _set_modules(model, name_or_path, commit, pooling, normalize)
     if prompt is not None:
         model.prompts["prompt"] = prompt
         model.default_prompt_name = "prompt" if prompt else None
@@ -153,10 +164,12 @@ def _check_kind(model: SentenceTransformer, name: str) -> None:
         raise InputError(f"{name}: {type(first.auto_model).__name__} has a decoder; give a model with an encoder only")
 
 
-def _set_modules(model: SentenceTransformer, name: str, pooling: str | None, normalize: bool) -> None:
+def _set_modules(
+    model: SentenceTransformer, name: str, commit: str | None, pooling: str | None, normalize: bool
+) -> None:
     """Set the pooling of a plain encoder, and put a Normalize module behind the others."""
     if pooling is not None and pooling != pooling_of(model):
-        if has_modules(name):
+        if has_modules(name, commit):
             raise InputError(f"{name}: its own pooling is {pooling_of(model)}; leave --pooling {pooling} out")
         model[1] = Pooling(model[1].embedding_dimension, pooling)
     if normalize and not isinstance(model[-1], Normalize):

@@ -107,6 +107,7 @@ def training_parser(doc: str, recipe: dict[str, object], output_prefix: str) -> 
 
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", type=text_path, default="kakaobank/kf-deberta-base", help="base encoder")
+    add("--revision", help="commit, branch or tag of a hub model (default: main)")
     add("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="data type of the weights")
     add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
     add("--trust_remote_code", action="store_true", help="run Python code from the model repository")

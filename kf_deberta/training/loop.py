@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import upload_folder
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from transformers import ProgressCallback
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, one_line
 from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.model.load import load_model
 from kf_deberta.model.save import format_problem, save_model
@@ -43,6 +45,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     run = open_run(args, trainer.args)
     main = trainer.is_world_process_zero()
     if main and "baseline" not in run.facts:
+        run.facts["base_revision"] = trainer.model.revision
         run.facts["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
         run.save()
         print(
@@ -76,12 +79,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         raise InputError(f"{run.directory}: no dev figure was a number; lower --learning_rate")
     finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
     if trainer.args.push_to_hub:
-        upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=run.directory,
-            token=trainer.args.hub_token,
-            ignore_patterns=NOT_PUSHED,
-        )
+        push(trainer.hub_model_id, run.directory, trainer.args.hub_token)
     print_summary(run)
 
 
@@ -131,6 +129,17 @@ def finish(
     for checkpoint in checkpoints(run.directory):
         remove(checkpoint)
     (run.directory / ".lock").unlink()
+
+
+def push(name: str, directory: Path, token: str | None) -> None:
+    """Upload a finished run to the hub's repository `name`; InputError with the command that does it later."""
+    try:
+        upload_folder(repo_id=name, folder_path=directory, token=token, ignore_patterns=NOT_PUSHED)
+    except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:  # RuntimeError: hf_xet's
+        words = ["hf", "upload", name, _short(directory), *(text for p in NOT_PUSHED for text in ("--exclude", p))]
+        raise InputError(
+            f"{directory}: finished, but not uploaded ({one_line(error)}); later: {shlex.join(words)}"
+        ) from error
 
 
 def print_summary(run: Run) -> None:

@@ -36,6 +36,7 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
         keep_freed_memory()
     model = load_model(
         args.model_name_or_path,
+        revision=args.revision,
         dtype=getattr(torch, args.dtype),
         fast_attention=not args.no_fast_attention,
         max_seq_length=args.max_seq_length,

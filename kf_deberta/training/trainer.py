@@ -9,13 +9,15 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainingArguments
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, one_line
 from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import AlternatingBatchSampler
 from kf_deberta.training.checkpoints import (
@@ -80,6 +82,16 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict) -> None:
         """Do nothing: the run writes its own card, and the library's would ask the hub for every data set."""
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Create the repository of --push_to_hub before training; InputError where this user may not."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (HfHubHTTPError, httpx.TransportError) as error:
+            raise InputError(
+                f"--push_to_hub: {self.args.hub_model_id} cannot be created ({one_line(error)}); "
+                "log in with hf auth login as a user who may write there"
+            ) from error
 
     # 1. Batches: every process builds the same global batches and takes its own share of each.
     def get_train_dataloader(self) -> DataLoader:
