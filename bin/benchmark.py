@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, check_writable, run
+from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, add_model_flags, check_writable, run
 from kf_deberta.data.download import ensure_kor_nlu_datasets
 from kf_deberta.data.pairs import HUB, SCALE, Pairs, load_file, load_pairs
 from kf_deberta.evaluation.models import score_model
@@ -47,7 +47,6 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     names = f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})"
     add("--model_name_or_path", nargs="+", action="extend", default=[], metavar="M", help=names)
-    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     add("--sts_dataset_path", default="kor-nlu-datasets/KorSTS", metavar="DIR", help="default: %(default)s")
     add("--split", choices=("dev", "test"), help="file of that directory (default: test)")
     sets = f"korsts, {', '.join(HUB)}, .tsv, .csv, .json, .jsonl, .parquet files (default: korsts)"
@@ -59,7 +58,8 @@ def parse_args() -> argparse.Namespace:
     add("--batch_size", type=int, metavar="B", help="sentences (default: 64 on a CPU, else 256)")
     add("--device", help="torch device (default: the accelerator where there is one)")
     add("--bf16", action="store_true", help="encode in bfloat16 autocast; not .onnx (default: off)")
-    add("--no_fast_attention", action="store_true", help="keep the library's attention (default: off)")
+    add_model_flags(parser)
+    add("--normalize", action="store_true", help="scale embeddings to length 1 (default: off)")
     add("--truncate_dims", type=dimensions, default=[None], metavar="D,D", help="first D dimensions (default: all)")
     add("--precision", type=precisions, default=["float32"], metavar="P,P", help="of float32 (default), int8, binary")
     add("--bootstrap", type=int, metavar="N", help="resamples for intervals, p-values; 0: none (default: 1000)")

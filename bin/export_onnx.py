@@ -25,7 +25,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from data_util import load_kor_sts
-from kf_deberta.cli import InputError, run
+from kf_deberta.cli import InputError, add_model_flags, model_options, run
+from kf_deberta.evaluation.published import published_pooling
 from kf_deberta.evaluation.scoring import check_gold
 from kf_deberta.export import check as onnx_check
 from kf_deberta.export.folder import HUB_NAMES, check_alone, check_free, deliver, plain_names, reserved
@@ -40,7 +41,7 @@ from kf_deberta.export.graph import (
 )
 from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
 from kf_deberta.export.readme import readme
-from kf_deberta.model.load import load_model
+from kf_deberta.model.load import describe, load_model
 from kf_deberta.training.card import add_onnx_usage
 
 
@@ -50,7 +51,6 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     default = "upskyy/kf-deberta-multitask"
     add("--model_name_or_path", default=default, metavar="M", help="hub name or directory (default: %(default)s)")
-    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     add("--output_dir", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
     add("--opset", type=int, choices=OPSETS, default=min(OPSETS), help="ONNX operator set (default: %(default)s)")
     add("--max_seq_length", type=int, metavar="N", help="tokens tokenizer.json truncates to (default: the model's)")
@@ -83,10 +83,9 @@ def parse_args() -> argparse.Namespace:
         "if the directory is there (default: %(default)s)",
     )
     add("--force", action="store_true", help="keep int8 that loses over 2 points of cosine Spearman (default: off)")
-    add("--no_fast_attention", action="store_true", help="export the library's DeBERTa attention (default: off)")
+    add("--normalize", action="store_true", help="scale embeddings to length 1 inside the graph (default: off)")
+    add_model_flags(parser)
     args = parser.parse_args()
-    if args.max_seq_length is not None and args.max_seq_length < 2:
-        raise InputError(f"--max_seq_length {args.max_seq_length}: 2 is the least, for the first and the last token")
     if args.into_model_dir and not Path(args.model_name_or_path).is_dir():
         raise InputError(f"--into_model_dir: {args.model_name_or_path} is not a local directory; leave the flag out")
     return args
@@ -164,10 +163,10 @@ def main() -> int:
             check_free(inner, [Path(HUB_NAMES[kind]).name for kind in kinds])
 
         # 2. Everything into the working directory
-        fast = not args.no_fast_attention
-        model = load_model(
-            name, revision=args.revision, device="cpu", fast_attention=fast, max_seq_length=args.max_seq_length
-        ).eval()
+        options = model_options(args) | {"pooling": args.pooling or published_pooling(name)}
+        length = args.max_seq_length
+        model = load_model(name, device="cpu", max_seq_length=length, normalize=args.normalize, **options).eval()
+        print(f"{name}: {describe(model)}")
         check_modules(model, name)
         graphs = {kind: work / names[kind] for kind in kinds}
         try:

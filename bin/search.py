@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, run
+from kf_deberta.cli import InputError, add_model_flags, model_options, run
 
 # the financial example of the published README
 CORPUS = [
@@ -39,13 +39,15 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("query", nargs="*", help="queries (default: the lines of standard input; at a terminal, three examples)")
     add("--model_name_or_path", default="upskyy/kf-deberta-multitask", help="hub name or directory (%(default)s)")
-    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     add("--onnx", type=Path, metavar="FILE", help="embed with this exported graph instead, by onnxruntime alone")
     add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence a line (default: nine financial sentences)")
     add("--top_k", type=int, default=5, metavar="K", help="sentences shown for each query (default: %(default)s)")
     add("--device", help="torch device (default: the accelerator where there is one)")
-    add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
-    return parser.parse_args()
+    add_model_flags(parser)
+    args = parser.parse_args()
+    if args.onnx and args.pooling:
+        raise InputError(f"{args.onnx}: pooling is inside the graph; leave --pooling {args.pooling} out")
+    return args
 
 
 def lines_of(content: bytes, name: str) -> list[str]:
@@ -79,19 +81,20 @@ def main() -> None:
     import numpy as np
 
     if args.onnx:
-        from kf_deberta.model.onnx_encoder import OnnxEncoder
+        from kf_deberta.model.onnx_encoder import OnnxEncoder, describe_prompt
 
-        embeddings = OnnxEncoder(args.onnx, device=args.device).encode([*corpus, *queries])
+        encoder = OnnxEncoder(args.onnx, device=args.device, prompt=args.prompt)
+        embeddings = encoder.encode([*corpus, *queries])
+        about = f"{args.onnx}{describe_prompt(encoder.prompt)}"
     else:
-        from kf_deberta.model.load import load_model
+        from kf_deberta.evaluation.published import published_pooling
+        from kf_deberta.model.load import describe, load_model
 
-        model = load_model(
-            args.model_name_or_path,
-            revision=args.revision,
-            device=args.device,
-            fast_attention=not args.no_fast_attention,
-        )
+        options = model_options(args) | {"pooling": args.pooling or published_pooling(args.model_name_or_path)}
+        model = load_model(args.model_name_or_path, device=args.device, **options)
         embeddings = model.encode([*corpus, *queries])
+        about = f"{args.model_name_or_path}: {describe(model)}"
+    print(about, file=sys.stderr)
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or not lengths.all():
         raise InputError(

@@ -212,6 +212,23 @@ def path(text: str) -> Path:
 text_path.metavar, path.metavar = "MODEL", "PATH"
 
 
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a finished model is loaded; `model_options` turns them into load_model's."""
+    add = parser.add_argument
+    add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
+    pooling = "pooling of an encoder without modules.json (default: as published, else mean)"
+    add("--pooling", type=one_of("mean", "cls"), help=pooling)
+    add("--prompt", help="text put before every sentence, '' for none (default: the model's own)")
+    add("--trust_remote_code", action="store_true", help="run Python code from the model repository (default: off)")
+    add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention (default: off)")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, object]:
+    """Keyword arguments of load_model from the flags of `add_model_flags`."""
+    options = {name: getattr(args, name) for name in ("revision", "pooling", "prompt", "trust_remote_code")}
+    return options | {"fast_attention": not args.no_fast_attention}
+
+
 # files
 
 

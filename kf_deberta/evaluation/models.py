@@ -11,22 +11,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from kf_deberta.cli import InputError, is_out_of_memory, one_line
+from kf_deberta.cli import InputError, is_out_of_memory, model_options, one_line
 from kf_deberta.data.pairs import Pairs
+from kf_deberta.evaluation.published import published_pooling
 from kf_deberta.evaluation.results import Record
 from kf_deberta.evaluation.scoring import encode_pairs, encode_sorted, pair_similarities, score, transform
-from kf_deberta.model.load import load_model
-from kf_deberta.model.onnx_encoder import OnnxEncoder
+from kf_deberta.model.load import describe, load_model
+from kf_deberta.model.onnx_encoder import OnnxEncoder, describe_prompt
 
 
 def load_encoder(name: str, args: argparse.Namespace) -> tuple[Callable[[list[str]], np.ndarray], str, str]:
     """Load a model: the function that encodes sentences, its revision or full path, and how it runs."""
     place = str(Path(name).resolve())
     if name.endswith(".onnx"):
-        encoder = OnnxEncoder(name, device=args.device)
+        if args.pooling:
+            raise InputError(f"{name}: pooling is inside the graph; leave --pooling {args.pooling} out")
+        encoder = OnnxEncoder(name, device=args.device, prompt=args.prompt, normalize=args.normalize)
         size = args.batch_size or 64
-        return lambda sentences: encoder.encode(sentences, size, show_progress_bar=True), place, "onnxruntime"
-    model = load_model(name, revision=args.revision, device=args.device, fast_attention=not args.no_fast_attention)
+        settings = f"onnxruntime{describe_prompt(encoder.prompt)}"
+        return lambda sentences: encoder.encode(sentences, size, show_progress_bar=True), place, settings
+    options = model_options(args) | {"pooling": args.pooling or published_pooling(name)}
+    model = load_model(name, device=args.device, normalize=args.normalize, **options)
     device = model.device.type
     size = args.batch_size or (64 if device == "cpu" else 256)
 
@@ -34,7 +39,8 @@ def load_encoder(name: str, args: argparse.Namespace) -> tuple[Callable[[list[st
         with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
             return encode_sorted(model, sentences, size)
 
-    return encode, model.revision or place, f"{device}{' bfloat16' if args.bf16 else ''}"
+    settings = f"{device}{', bfloat16' if args.bf16 else ''}, {describe(model)}"
+    return encode, model.revision or place, settings
 
 
 def score_model(
@@ -46,10 +52,10 @@ def score_model(
     """
     results: list[tuple[Record, np.ndarray | None]] = []
     about = about | {"model": name}
-    print(f"{name}:", file=sys.stderr)
     loaded, load_error = attempt(lambda: load_encoder(name, args))
     if loaded is not None:
         encode, about["revision"], about["settings"] = loaded
+        print(f"{name}: {about['settings']}", file=sys.stderr)
     for pairs in data:
         facts = about | describe_data(pairs)
         embedded, error, start = None, load_error, time.perf_counter()
@@ -57,6 +63,8 @@ def score_model(
             embedded, error = attempt(lambda p=pairs: encode_pairs(encode, p.sentences1, p.sentences2))
         if embedded is not None:
             facts |= {"sentences": len(embedded.embeddings), "seconds": time.perf_counter() - start}
+            if np.allclose(np.linalg.norm(embedded.embeddings, axis=1), 1, atol=0.01):  # by whatever makes them so
+                facts["settings"] += ", normalized"
         variants = itertools.product(args.truncate_dims, args.precision) if embedded else [(None, "float32")]
         for dimension, precision in variants:
             values = None

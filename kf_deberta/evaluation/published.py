@@ -42,3 +42,8 @@ COMPARABLE_ROWS = tuple(row for row in PUBLISHED_ROWS if not row.altered_text)
 def find_published(model: str) -> PublishedRow | None:
     """Return the comparable row of a hub name such as upskyy/kf-deberta-multitask, or None."""
     return next((row for row in COMPARABLE_ROWS if row.hub_name.lower() == model.lower()), None)
+
+
+def published_pooling(model: str) -> str | None:
+    """Return the pooling that a published model's figures are of, None for any other name."""
+    return next((row.pooling for row in PUBLISHED_ROWS if row.hub_name.lower() == model.lower()), None)

@@ -38,7 +38,8 @@ FORMATS = (".json", ".csv")
 
 def label(record: Record) -> str:
     """Name a record's row: the model as the user gave it, and how its embeddings were made, cut or quantized."""
-    details = ["bfloat16"] if "bfloat16" in (record.get("settings") or "") else []
+    settings = (record.get("settings") or "").split(", ")
+    details = [word for word in settings if word in ("bfloat16", "normalized", "cls pooling")]
     details += [f"first {record['dimensions']} dimensions"] if record["dimensions"] else []
     details += [record["precision"]] if record["precision"] != "float32" else []
     return record["model"] + (f" ({', '.join(details)})" if details else "")

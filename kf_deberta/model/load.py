@@ -18,6 +18,7 @@ from kf_deberta.cli import InputError, one_line
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
 from kf_deberta.model.hub import find_model, has_modules, hub_error
+from kf_deberta.model.onnx_encoder import describe_prompt
 
 POOLINGS = ("mean", "cls")
 TRIAL = ["가", "비가 오는 날에는 집에서 책을 읽는다."]
@@ -111,6 +112,11 @@ def pooling_of(model: SentenceTransformer) -> str:
     """How token embeddings become one, such as `mean`, `cls` or `mean+max`; `none` without a Pooling module."""
     modes = [module.pooling_mode for module in model if isinstance(module, Pooling)]
     return "+".join([modes[0]] if isinstance(modes[0], str) else modes[0]) if modes else "none"
+
+
+def describe(model: SentenceTransformer) -> str:
+    """What of a model changes its embeddings and is not seen in its name: `mean pooling, prompt 'query: '`."""
+    return f"{pooling_of(model)} pooling{describe_prompt(default_prompt(model))}"
 
 
 def default_prompt(model: SentenceTransformer) -> str:

@@ -32,6 +32,7 @@ class OnnxEncoder:
         device: "cpu" keeps to the CPU; otherwise CUDA is used where this onnxruntime offers it.
         threads: threads of one operator; 0 leaves the number to onnxruntime.
         prompt: text put before every sentence; None takes the default prompt, "" none.
+        normalize: scale embeddings to length 1.
 
     Raises:
         InputError: a file is missing or unreadable, the tokenizer is not the graph's, the graph has other inputs or
@@ -39,7 +40,13 @@ class OnnxEncoder:
     """
 
     def __init__(
-        self, path: str | Path, *, device: str | None = None, threads: int = 0, prompt: str | None = None
+        self,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int = 0,
+        prompt: str | None = None,
+        normalize: bool = False,
     ) -> None:
         """Open the graph and its tokenizer."""
         self.path = Path(path)
@@ -82,6 +89,7 @@ class OnnxEncoder:
             self.tokenizer.enable_truncation(int(metadata[LENGTH_KEY]))
         self.pad_id = padding.get("pad_id", 0)
         self.prompt = read_default_prompt(folder / PROMPT_FILE) if prompt is None else prompt
+        self.normalize = normalize
         highest = max(self.tokenizer.get_vocab().values())
         trials = [self._run(np.full(shape, highest), np.ones(shape, dtype=np.int64)) for shape in ((2, 3), (1, 5))]
         self.dimension = trials[0].shape[1]
@@ -122,7 +130,8 @@ class OnnxEncoder:
                 progress.update(len(batch))
         if not embeddings:
             return np.empty((0, self.dimension), dtype=np.float32)
-        return np.stack(embeddings).astype(np.float32, copy=False)
+        result = np.stack(embeddings).astype(np.float32, copy=False)
+        return result / np.linalg.norm(result, axis=1, keepdims=True).clip(1e-12) if self.normalize else result
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -146,3 +155,8 @@ def read_default_prompt(config: Path) -> str:
         return prompt
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{config}: its default prompt cannot be read ({one_line(error)}); export again") from error
+
+
+def describe_prompt(prompt: str) -> str:
+    """`, prompt 'query: '`, or nothing without a prompt."""
+    return f", prompt {prompt!r}" if prompt else ""

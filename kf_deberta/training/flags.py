@@ -56,6 +56,7 @@ REFUSED = {
     **dict.fromkeys(("logging_strategy", "logging_nan_inf_filter"), f"{BY_THE_RECIPE}remove it"),
     **dict.fromkeys(("auto_find_batch_size", "fsdp", "deepspeed"), "is not supported; use --nli_mini_batch_size"),
     **dict.fromkeys(("fp16", "fp16_full_eval"), "scales the loss and skips steps, which shifts schedules; use --bf16"),
+    "prompts": "is not seen by the evaluation; use --prompt",
     "logging_dir": "is gone from transformers 5; set TENSORBOARD_LOGGING_DIR",
 }
 LIBRARY_SWITCHES = {
@@ -110,6 +111,8 @@ def training_parser(doc: str, recipe: dict[str, object], output_prefix: str) -> 
     add("--revision", help="commit, branch or tag of a hub model (default: main)")
     add("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="data type of the weights")
     add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
+    add("--normalize", action="store_true", help="a Normalize module behind the pooling: embeddings of length 1")
+    add("--prompt", help="text put before every sentence, '' for none (default: the base's own)")
     add("--trust_remote_code", action="store_true", help="run Python code from the model repository")
 
     add = parser.add_argument_group("data").add_argument

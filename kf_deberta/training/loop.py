@@ -15,7 +15,7 @@ from transformers import ProgressCallback
 
 from kf_deberta.cli import InputError, one_line
 from kf_deberta.evaluation.evaluator import PairEvaluator
-from kf_deberta.model.load import load_model
+from kf_deberta.model.load import describe, load_model
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import LossLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
@@ -44,6 +44,8 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     # 1. The run's directory; the untrained model on test, once
     run = open_run(args, trainer.args)
     main = trainer.is_world_process_zero()
+    if main:
+        print(f"{args.model_name_or_path}: {describe(trainer.model)}", flush=True)
     if main and "baseline" not in run.facts:
         run.facts["base_revision"] = trainer.model.revision
         run.facts["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
@@ -154,6 +156,8 @@ def print_summary(run: Run) -> None:
     print(f"best on dev in round {run.facts['best_round']}: {run.facts['best_dev_cosine_spearman']:.2f}")
     print(f"model:     {run.directory}")
     model = ["--model_name_or_path", _short(run.directory)]
+    if run.facts["arguments"].get("trust_remote_code"):
+        model.append("--trust_remote_code")
     benchmark = ["python", _short(REPOSITORY / "bin" / "benchmark.py"), *model, "--sts_dataset_path", str(sts)]
     print(f"benchmark: {shlex.join(benchmark)}")
     export = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]

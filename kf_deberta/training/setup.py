@@ -41,6 +41,8 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
         fast_attention=not args.no_fast_attention,
         max_seq_length=args.max_seq_length,
         trust_remote_code=args.trust_remote_code,
+        normalize=args.normalize,
+        prompt=args.prompt,
     )
     size = model.get_embedding_dimension()
     if args.matryoshka_dims and args.matryoshka_dims[0] > size:

@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainingArguments
 
 from kf_deberta.cli import InputError, one_line
+from kf_deberta.model.load import default_prompt
 from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import AlternatingBatchSampler
 from kf_deberta.training.checkpoints import (
@@ -77,6 +78,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         self.last_checkpoint: str | None = None  # the newest complete one
         self._checkpoint_parent: Path | None = None  # where one is being written
         self.logged: dict[str, dict] = {name: {} for name in batch_samplers}
+        kwargs["args"].prompts = default_prompt(kwargs["model"]) or None  # the texts that evaluation encodes
         super().__init__(**kwargs)
         take_masks_from_host(self.model)
 
