@@ -1,9 +1,11 @@
 """Signals at chosen steps, several resumes, damaged checkpoints and locks, in this process."""
 
+import errno
 import fcntl
 import json
 import os
 import pickle
+import shutil
 import signal
 import sys
 import zlib
@@ -14,7 +16,7 @@ import training_multi_task
 from kf_deberta.cli import run
 from kf_deberta.training import checkpoints
 from kf_deberta.training.callbacks import RecipeCallback
-from kf_deberta.training.run import _locks
+from kf_deberta.training.run import MANIFEST, _locks
 
 ROUNDS = 8  # two epochs of four rounds; an evaluation after rounds 3, 4, 7 and 8; a step is half a round
 
@@ -23,9 +25,10 @@ ROUNDS = 8  # two epochs of four rounds; an evaluation after rounds 3, 4, 7 and 
 def call(monkeypatch, capsys, toy_base, toy_data):
     """Run the multi-task script, with a signal in the step `at`; return its exit status and the captured output."""
 
-    def start(output, *flags, at=None, number=signal.SIGTERM):
+    def start(output, *flags, at=None, number=signal.SIGTERM, bare=False):
         words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--nli_batch_size", 128]
-        words += ["--num_epochs", 2, "--eval_steps", 3, "--learning_rate", 1e-3, "--output_dir", output, *flags]
+        words += ["--num_epochs", 2, "--eval_steps", 3, "--learning_rate", 1e-3, "--output_dir", output]
+        words = [*([] if bare else words), *flags]
         monkeypatch.setattr(sys, "argv", ["training_multi_task.py", *map(str, words)])
         original = RecipeCallback.on_step_end
 
@@ -99,8 +102,8 @@ def test_a_damaged_best_checkpoint_is_noticed_before_training(call, whole, tmp_p
 
 def test_checkpoints_are_summed_while_written_and_leave_the_users_folders(call, whole, tmp_path, monkeypatch):
     read = []
-    original = checkpoints._size_and_crc
-    monkeypatch.setattr(checkpoints, "_size_and_crc", lambda path: read.append(path.name) or original(path))
+    original = checkpoints.size_and_crc
+    monkeypatch.setattr(checkpoints, "size_and_crc", lambda path: read.append(path.name) or original(path))
     output = tmp_path / "cut"
     assert call(output, at=11)[0] == 143
     assert "config.json" in read and not {"model.safetensors", "optimizer.pt"} & set(read)
@@ -108,7 +111,7 @@ def test_checkpoints_are_summed_while_written_and_leave_the_users_folders(call, 
     folder = directory / "checkpoint-11"
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     sums = {name: [path.stat().st_size, zlib.crc32(path.read_bytes())] for name, path in files.items()}
-    assert sums.pop(checkpoints.MANIFEST) and sums == json.loads((folder / checkpoints.MANIFEST).read_text())
+    assert sums.pop(MANIFEST) and sums == json.loads((folder / MANIFEST).read_text())
     assert "training_args.bin" not in sums
     assert not [name for name, path in files.items() if os.fsencode(tmp_path) in path.read_bytes()]
 
@@ -129,8 +132,8 @@ def test_pickles_that_hold_code_are_refused_and_damaged_states_passed_over(call,
 
     def replace(name, content):
         (newest / name).write_bytes(content)
-        sums = json.loads((newest / checkpoints.MANIFEST).read_text())
-        (newest / checkpoints.MANIFEST).write_text(json.dumps(sums | {name: [len(content), zlib.crc32(content)]}))
+        sums = json.loads((newest / MANIFEST).read_text())
+        (newest / MANIFEST).write_text(json.dumps(sums | {name: [len(content), zlib.crc32(content)]}))
 
     good = (newest / "rng_state.pth").read_bytes()
     replace("rng_state.pth", pickle.dumps(Touch(str(tmp_path / "touched"))))
@@ -155,6 +158,102 @@ class Touch:
         return open, (self.path, "w")
 
 
+def test_resume_takes_the_runs_flags_and_knows_its_data_and_base_by_content(call, toy_base, toy_data, tmp_path):
+    (tmp_path / "here").mkdir()
+    data, base = tmp_path / "here" / "data[1]", tmp_path / "here" / "base"
+    shutil.copytree(toy_data, data)
+    shutil.copytree(toy_base, base)
+    flags = ["--dataset_path", data, "--model_name_or_path", base, "--weight_decay", 0.5, "--output_prefix", "a[b]_"]
+    output = tmp_path / "cut"
+    assert call(output, *flags)[0] == 0
+    (directory,) = output.iterdir()
+    expected = outcome(output)
+    facts = json.loads((directory / "training_arguments.json").read_text())
+    assert facts["arguments"]["dataset_path"] == "data[1]" and facts["arguments"]["model_name_or_path"] == "base"
+    assert not [path for path in directory.rglob("*.json") if str(tmp_path) in path.read_text()]
+    directory.rename(tmp_path / "first")
+
+    assert call(output, *flags, at=11)[0] == 143
+    (directory,) = output.iterdir()
+
+    def resume(*extra):
+        return call(None, "--resume", directory, *extra, bare=True)
+
+    for flag, was in (("--weight_decay", 0.5), ("--learning_rate", 0.001)):
+        status, captured = resume(flag, 0.25)
+        assert status == 2 and f"{flag} was {was}, is 0.25" in captured.err
+    test, tokenizer = data / "KorSTS" / "sts-test.tsv", base / "tokenizer.json"
+    for path, name in ((test, "KorSTS/sts-test.tsv"), (tokenizer, "base tokenizer.json")):
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        status, captured = resume()
+        assert status == 2 and f"{name} is not what the run was begun with" in captured.err
+        path.write_bytes(content)
+    (tmp_path / "here").rename(tmp_path / "elsewhere")
+    elsewhere = tmp_path / "cut" / ".." / "elsewhere"
+    status, captured = resume("--dataset_path", elsewhere / data.name, "--model_name_or_path", elsewhere / base.name)
+    assert status == 0 and outcome(output) == expected
+
+
+def test_a_run_killed_when_it_was_finished_is_told_to_be_complete(call, tmp_path, monkeypatch):
+    output = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr("kf_deberta.training.run.tidy", lambda *args, **kwargs: None)  # killed before that
+        assert call(output, "--max_rounds", 1)[0] == 0
+    (directory,) = output.iterdir()
+    (directory / ".training_arguments.123.json").write_text("{")
+    assert list(directory.glob("checkpoint-*")) and (directory / ".lock").exists()
+    for words in (["--resume"], ["--resume", directory], ["--resume"]):
+        status, captured = call(output, *words)
+        assert status == 0 and "this run is complete" in captured.out
+        assert not [*directory.glob(".*"), *directory.glob("*checkpoint*")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"script": "training_multi_task.py"}', "status is missing"),
+        ('{"script": 1}', "script is not str"),
+    ],
+)
+def test_a_damaged_description_of_a_run_names_file_and_key(call, tmp_path, text, message):
+    directory = tmp_path / "out" / "kor_multi_x-2026-01-01_00-00-00"
+    directory.mkdir(parents=True)
+    (directory / "training_arguments.json").write_text(text)
+    status, captured = call(tmp_path / "out", "--resume", directory)
+    assert status == 2 and f"{directory}/training_arguments.json: {message}" in captured.err
+    status, captured = call(tmp_path / "out", "--resume")
+    assert status == 2 and message in captured.out and "no unfinished run" in captured.err
+
+
+def test_recorded_arguments_are_checked_and_never_allow_code(call, tmp_path):
+    output = tmp_path / "cut"
+    assert call(output, at=3)[0] == 143
+    (directory,) = output.iterdir()
+    path = directory / "training_arguments.json"
+    facts = json.loads(path.read_text())
+    for name, value in (("learning_rate", {}), ("num_epochs", 1e400), ("bf16", "no"), ("report_to", [1])):
+        path.write_text(json.dumps(facts | {"arguments": facts["arguments"] | {name: value}}))
+        status, captured = call(None, "--resume", directory, bare=True)
+        assert status == 2 and f"{path}: {name} in arguments is {value!r}" in captured.err
+    path.write_text(json.dumps(facts | {"arguments": facts["arguments"] | {"trust_remote_code": True}}))
+    status, captured = call(None, "--resume", directory, bare=True)
+    assert status == 2 and "--trust_remote_code was True, is False" in captured.err
+
+
+def test_a_file_system_without_locks_is_said_and_trained_on(call, tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    status, captured = call(tmp_path / "out", "--max_rounds", 1)
+    assert status == 0 and "no locks on this file system" in captured.out
+    assert not list((tmp_path / "out").glob("*/.lock"))
+
+
 def test_a_run_that_is_alive_is_not_resumed(call, tmp_path):
     output = tmp_path / "cut"
     assert call(output, at=3)[0] == 143
@@ -177,8 +276,6 @@ def test_a_run_of_another_script_is_refused(call, tmp_path):
 
 
 def test_constant_dev_scores_are_refused_before_training(call, toy_data, tmp_path):
-    import shutil
-
     data = shutil.copytree(toy_data, tmp_path / "data")
     path = data / "KorSTS" / "sts-dev.tsv"
     rows = [line.split("\t") for line in path.read_text().splitlines()]

@@ -1,8 +1,7 @@
-"""Checkpoints that are either complete or not there, and the choice of the one to resume from."""
+"""Writing checkpoints that are either complete or not there."""
 
 import contextlib
 import json
-import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -12,17 +11,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from kf_deberta.cli import InputError, one_line, read_json
-
-MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
-STATE = "trainer_state.json"
-STATE_KEYS = {
-    "global_step": int,
-    "best_global_step": int | None,
-    "best_metric": int | float | None,
-    "log_history": list,
-}
-UNFINISHED = "unfinished-checkpoint"
+from kf_deberta.cli import InputError, one_line
+from kf_deberta.training.run import MANIFEST, UNFINISHED, checkpoints, size_and_crc
 
 
 @contextlib.contextmanager
@@ -83,7 +73,7 @@ def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iter
                 folder = parent / name
                 for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                     file = str(path.relative_to(folder))
-                    sums[file] = sums.get(file) or _size_and_crc(path)
+                    sums[file] = sums.get(file) or size_and_crc(path)
                 (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
                 folder.rename(run_dir / name)
                 parent.rmdir()
@@ -128,31 +118,12 @@ def sum_weights(path: Path, tensors: dict[str, torch.Tensor]) -> list[int]:
     places = json.loads(header[8:])
     places.pop("__metadata__", None)
     if not places.keys() <= tensors.keys():  # saved under other names
-        return _size_and_crc(path)
+        return size_and_crc(path)
     crc = zlib.crc32(header)
     for name in sorted(places, key=lambda name: places[name]["data_offsets"]):
         data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         crc = zlib.crc32(data.numpy(), crc)
     return [path.stat().st_size, crc]
-
-
-def _size_and_crc(path: Path) -> list[int]:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return [path.stat().st_size, crc]
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """Return the checkpoints that a run wrote, newest first; others, such as checkpoint-2.bak, are the user's."""
-    found = [path for path in run_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if (path / STATE).is_file()), key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step that a checkpoint was written after."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def remove(checkpoint: Path) -> None:
@@ -161,29 +132,3 @@ def remove(checkpoint: Path) -> None:
     trash.mkdir(exist_ok=True)
     checkpoint.rename(trash / checkpoint.name)
     shutil.rmtree(trash, ignore_errors=True)
-
-
-def fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None where every file is as it was written."""
-    try:
-        for name, sums in read_json(checkpoint / MANIFEST, {STATE: list}).items():
-            if _size_and_crc(checkpoint / name) != sums:
-                return f"{name} is not as it was written"
-        read_json(checkpoint / STATE, STATE_KEYS)
-    except (InputError, OSError) as error:
-        return one_line(error)
-    return None
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest checkpoint that is complete, its best one too, or None; others are named and passed over."""
-    for path in checkpoints(run_dir):
-        if reason := fault(path):
-            print(f"{path}: damaged or cut short, not used ({reason})", flush=True)
-            continue
-        best = read_json(path / STATE, STATE_KEYS)["best_global_step"]
-        if best in (None, step_of(path)) or not (reason := fault(run_dir / f"checkpoint-{best}")):
-            return path
-        print(f"{path}: the best checkpoint that it names, checkpoint-{best}, is damaged ({reason})", flush=True)
-    print(f"{run_dir}: no usable checkpoint, the run starts anew", flush=True)
-    return None

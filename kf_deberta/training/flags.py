@@ -22,6 +22,7 @@ from kf_deberta.cli import (
     text_path,
 )
 from kf_deberta.data.download import DEFAULT_PATH, check_data_set
+from kf_deberta.training.run import recorded_flags
 
 # type and help of what a recipe may set; its values stand in the script
 RECIPE_FLAGS = {
@@ -69,10 +70,6 @@ LIBRARY_SWITCHES = {
     "hub_private_repo": "make the uploaded repository private",
 }
 LIBRARY_FLAGS = (*LIBRARY_SWITCHES, "dataloader_num_workers", "report_to", "run_name", "hub_model_id")
-# flags that change no result: a resumed run may have others
-SAME_RESULT = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size", "download"}
-SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id", "report_to", "run_name"}
-SAME_RESULT |= {"dataloader_num_workers"}
 # flags without effect unless another one is given
 NEEDS = {"run_name": "report_to", "hub_private_repo": "push_to_hub", "hub_token": "push_to_hub"}
 # what accelerate and its launcher read from the environment, and the value that changes nothing
@@ -145,7 +142,7 @@ def parse_flags(doc: str, recipe: dict[str, object], output_prefix: str) -> argp
     Raises:
         InputError: flags that are unknown, out of range, or make no sense together or in this environment.
     """
-    args = training_parser(doc, recipe, output_prefix).parse_args()
+    args = recorded_flags(training_parser(doc, recipe, output_prefix))
     args.matryoshka_dims = sorted(args.matryoshka_dims, reverse=True) if args.matryoshka_dims else None
     for name, needed in NEEDS.items():
         if getattr(args, name) and getattr(args, needed) in (False, ["none"]):

@@ -19,7 +19,7 @@ from kf_deberta.model.load import describe, load_model
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import LossLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
-from kf_deberta.training.checkpoints import checkpoints, remove, writing
+from kf_deberta.training.checkpoints import writing
 from kf_deberta.training.curves import draw_training_curves
 from kf_deberta.training.run import RUN_FILE, Run, open_run
 from kf_deberta.training.trainer import MultiTaskTrainer
@@ -42,7 +42,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         SystemExit: 130 after SIGINT, 143 after SIGTERM, once a checkpoint is written.
     """
     # 1. The run's directory; the untrained model on test, once
-    run = open_run(args, trainer.args)
+    run = open_run(args, trainer)
     main = trainer.is_world_process_zero()
     if main:
         print(f"{args.model_name_or_path}: {describe(trainer.model)}", flush=True)
@@ -82,7 +82,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
     if trainer.args.push_to_hub:
         push(trainer.hub_model_id, run.directory, trainer.args.hub_token)
-    print_summary(run)
+    print_summary(run, args)
 
 
 def finish(
@@ -118,7 +118,6 @@ def finish(
     evaluations = [row for row in trainer.state.log_history if trainer.args.metric_for_best_model in row]
     run.facts["baseline_dev_cosine_spearman"] = 100 * evaluations[0][trainer.args.metric_for_best_model]
     run.facts["test_pairs"] = len(test_evaluator.gold)
-    run.facts["status"] = "finished"
     best = next(row for row in evaluations if row["step"] == step)
     dev = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_sts-dev_")}
     objectives = list(trainer.batch_samplers)
@@ -127,10 +126,7 @@ def finish(
         write_model_card(trainer, args, run.facts, dev, run.directory)
         draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
         trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
-        run.save()
-    for checkpoint in checkpoints(run.directory):
-        remove(checkpoint)
-    (run.directory / ".lock").unlink()
+        run.finish()
 
 
 def push(name: str, directory: Path, token: str | None) -> None:
@@ -144,13 +140,13 @@ def push(name: str, directory: Path, token: str | None) -> None:
         ) from error
 
 
-def print_summary(run: Run) -> None:
+def print_summary(run: Run, args: argparse.Namespace) -> None:
     """Print baseline and final test figures, where the model lies, and the commands that use it."""
     baseline, test = run.facts["baseline"], run.facts["test"]
     print("\nKorSTS test x100 (baseline -> final)")
     for name in test:
         print(f"  {name:<{max(map(len, test))}}  {baseline[name]:6.2f} -> {test[name]:6.2f}")
-    sts = Path(run.facts["arguments"]["dataset_path"]) / "KorSTS"
+    sts = args.dataset_path / "KorSTS"
     if run.facts["best_dev_cosine_spearman"] <= run.facts["baseline_dev_cosine_spearman"]:
         print(f"NOTE: no evaluation beat the untrained model on dev ({run.facts['baseline_dev_cosine_spearman']:.2f})")
     print(f"best on dev in round {run.facts['best_round']}: {run.facts['best_dev_cosine_spearman']:.2f}")
@@ -166,14 +162,11 @@ def print_summary(run: Run) -> None:
 
 
 def _resume_command(run: Run) -> str:
-    words = sys.argv[1:]
-    if "--resume" in words:
-        at = words.index("--resume")
-        del words[at : at + (2 if at + 1 < len(words) and not words[at + 1].startswith("--") else 1)]
     launcher = ["python"]
     if processes := int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
         launcher = ["torchrun", "--nproc_per_node", str(processes)]
-    return shlex.join([*launcher, sys.argv[0], *words, "--resume", str(run.directory)])
+    code = ["--trust_remote_code"] if run.facts["arguments"]["trust_remote_code"] else []  # never taken from a file
+    return shlex.join([*launcher, sys.argv[0], "--resume", str(run.directory), *code])
 
 
 def _short(path: Path) -> str:

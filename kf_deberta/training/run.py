@@ -1,27 +1,48 @@
-"""The directory of a training run: made new, or found again to be resumed."""
+"""The directory of a training run: made new, or found again to be resumed; nothing slow to import."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
-import fcntl
-import glob
+import errno
 import json
+import os
 import platform
+import re
+import shutil
 import sys
 import time
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
-from sentence_transformers import SentenceTransformerTrainingArguments
+from filelock import FileLock, Timeout
 
-from kf_deberta.cli import InputError, write_atomically
-from kf_deberta.training.checkpoints import newest_checkpoint
-from kf_deberta.training.flags import SAME_RESULT
+from kf_deberta.cli import InputError, check_writable, one_line, read_json, write_atomically
+from kf_deberta.data.official import git_blob_id
 
 RUN_FILE = "training_arguments.json"
+# the description of RUN_FILE; a run adds what it finds out: baseline, test, best_round, ...
+RUN_KEYS = {"script": str, "status": str, "seed": int, "arguments": dict, "content": dict, "libraries": dict}
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-_locks: list = []  # open lock files: a lock lasts as long as its file is open
+MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
+STATE = "trainer_state.json"
+STATE_KEYS = {
+    "global_step": int,
+    "best_global_step": int | None,
+    "best_metric": int | float | None,
+    "log_history": list,
+}
+UNFINISHED = "unfinished-checkpoint"  # where a checkpoint is written before it appears whole
+LOCK = ".lock"
+# flags that change no result: a resumed run may have others
+SAME_RESULT = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size", "download"}
+SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id", "report_to", "run_name"}
+SAME_RESULT |= {"dataloader_num_workers"}
+SAME_TO_ROUNDING = {"nli_mini_batch_size", "gradient_checkpointing"}  # what to change after out of memory
+BY_CONTENT = {"dataset_path", "model_name_or_path"}  # another path to the same content is no difference
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_locks: list[FileLock] = []  # of this process: a lock lasts until it ends
 
 
 @dataclasses.dataclass
@@ -35,105 +56,292 @@ class Run:
     def save(self) -> None:
         """Write the facts atomically."""
         with write_atomically(self.directory / RUN_FILE) as path:
-            path.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(self.facts, indent=2, ensure_ascii=False, allow_nan=False)
+            path.write_text(text + "\n", encoding="utf-8")
+
+    def finish(self) -> None:
+        """Write the facts of a complete run, without directories of this machine, and tidy up."""
+        arguments = self.facts["arguments"]
+        self.facts["arguments"] = {name: value for name, value in arguments.items() if name not in SAME_RESULT}
+        for name in BY_CONTENT:
+            if Path(arguments[name]).exists():
+                self.facts["arguments"][name] = Path(arguments[name]).name
+        self.facts["status"] = "finished"
+        self.save()
+        tidy(self.directory, finished=True)
 
 
-def open_run(args: argparse.Namespace, training_args: SentenceTransformerTrainingArguments) -> Run:
-    """Create the run directory, or find the one to resume; every process gets the same.
+def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; with --resume, flags that are not given are those that the run was begun with.
+
+    A finished run is told to be complete, and what a kill left over in it goes.
 
     Raises:
-        InputError: not writable, nothing to resume, or another recipe than the one to resume.
+        InputError: no such run, its file is damaged, or a given flag would change its result.
+        SystemExit: 0, the run is complete.
     """
-    arguments = json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "resume"}, default=str))
-    arguments["processes"] = training_args.world_size
-    libraries = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
-    facts = {
-        "script": Path(sys.argv[0]).name,
-        "status": "unfinished",
-        "seed": args.seed,
-        "arguments": arguments,
-        "libraries": libraries,
-    }
-    found = [None]
-    if training_args.process_index == 0:
+    args = parser.parse_args()
+    if args.resume is None:
+        return args
+    directory, facts = _find_run(args, Path(parser.prog).name)
+    if facts["status"] == "finished":
+        tidy(directory, finished=True)
+        print(f"{directory}: this run is complete; start a new one without --resume", flush=True)
+        sys.exit(0)
+    parser.set_defaults(**_defaults(parser, facts["arguments"], directory / RUN_FILE))
+    args = parser.parse_args()
+    args.resume = str(directory)
+    for name, value in _plain(args).items():
+        old = facts["arguments"].get(name)
+        if isinstance(value, list) and isinstance(old, list):  # in any order
+            value, old = sorted(value), sorted(old)
+        if value == old or name in SAME_RESULT | BY_CONTENT:
+            continue
+        if name in SAME_TO_ROUNDING:
+            print(f"{directory}: --{name} was {old}, is {value}: the same result to rounding", flush=True)
+        else:
+            raise InputError(
+                f"{directory}: --{name} was {old}, is {value}; resume with the flags that the run was begun with"
+            )
+    if isinstance(commit := facts.get("base_revision"), str):
+        args.revision = commit  # the hub's main may have moved since
+    return args
+
+
+def _defaults(parser: argparse.ArgumentParser, arguments: dict, path: Path) -> dict:
+    """Return recorded arguments as defaults, checked as if they were typed.
+
+    Code from a model's repository is run only where the command line says so again.
+    """
+    defaults = {}
+    for action in parser._actions:
+        name, value = action.dest, arguments.get(action.dest)
+        if name not in arguments or name in ("resume", "trust_remote_code") or value == action.default:
+            continue
+        with contextlib.suppress(argparse.ArgumentTypeError, ValueError, TypeError):
+            if action.nargs == 0 or value is None:
+                valid = value in (True, False, None)
+            elif action.nargs == "+":
+                valid = all(isinstance(part, str) for part in value)
+            else:
+                value = (action.type or str)(",".join(map(str, value)) if isinstance(value, list) else str(value))
+                valid = True
+            if valid:
+                defaults[name] = value
+                continue
+        raise InputError(f"{path}: {name} in arguments is {value!r}; it was damaged or edited")
+    return defaults
+
+
+def _plain(args: argparse.Namespace) -> dict:
+    """Return flags as JSON has them, directories in full: a run may be resumed from elsewhere."""
+    plain = json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "resume"}, default=str))
+    for name in BY_CONTENT:
+        if Path(plain[name]).is_dir():
+            plain[name] = str(Path(plain[name]).resolve())
+    return plain
+
+
+def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
+    """Return the directory and the facts of the run that --resume means, locked unless it is finished."""
+    if args.resume != "newest":
+        directory = Path(args.resume).resolve()
+        if not (directory / RUN_FILE).is_file():
+            raise InputError(f"{args.resume}: no {RUN_FILE} in it; give the directory of an unfinished run")
+        facts = read_json(directory / RUN_FILE, RUN_KEYS)
+        if facts["script"] != script:
+            raise InputError(f"{directory}: this is a run of {facts['script']}; resume it with that script")
+        _lock(directory)
+        return directory, facts
+    parent, complete = Path(args.output_dir).resolve(), None
+    found = [path.parent for path in parent.glob(f"*/{RUN_FILE}") if path.parent.name.startswith(args.output_prefix)]
+    for directory in sorted(found, key=lambda path: path.name[-19:], reverse=True):
         try:
-            found = [_resumed_run(args, facts) if args.resume else _new_run(args, facts)]
+            facts = read_json(directory / RUN_FILE, RUN_KEYS)
+        except InputError as error:
+            print(f"passed over: {error}", flush=True)
+            continue
+        if facts["script"] != script:
+            continue
+        if facts["status"] == "finished" and not left_over(directory, finished=True):
+            complete = complete or (directory, facts)
+            continue
+        _lock(directory, f"{parent}: no unfinished run with these arguments: ")
+        return directory, facts
+    if complete is None:
+        raise InputError(f"{parent}: no unfinished run with these arguments; start one without --resume")
+    return complete
+
+
+def _lock(directory: Path, prefix: str = "") -> None:
+    """Take the run for this process, the first of several, until it ends."""
+    if os.environ.get("RANK", "0") != "0" and "LOCAL_RANK" in os.environ:
+        return
+    lock = FileLock(directory / LOCK, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+        _locks.append(lock)
+    except Timeout as error:
+        raise InputError(f"{prefix}{directory}: still running in another process; stop that first") from error
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in (None, *NO_LOCKS):
+            raise
+        print(f"{directory}: no locks on this file system; see that no second process resumes this run", flush=True)
+
+
+def left_over(directory: Path, *, finished: bool) -> list[Path]:
+    """Return what a killed process left in a run's directory, or all that only an unfinished run needs."""
+    hidden = re.compile(rf"\.({Path(RUN_FILE).stem}|similarity_evaluation_.*_results)\.\d+\.(json|csv)")
+    paths = [path for path in (*directory.glob(".*"), *directory.glob("eval/.*")) if hidden.fullmatch(path.name)]
+    paths += [path for path in [directory / UNFINISHED] if path.exists()]
+    if finished:
+        paths += checkpoints(directory) + [path for path in [directory / LOCK] if path.exists()]
+    return paths
+
+
+def tidy(directory: Path, *, finished: bool) -> None:
+    """Delete what `left_over` returns."""
+    for path in left_over(directory, finished=finished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints that a run wrote, newest first; others, such as checkpoint-2.bak, are the user's."""
+    found = [path for path in directory.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in found if (path / STATE).is_file()), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def size_and_crc(path: Path) -> list[int]:
+    """Return the size in bytes and the CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None where every file is as it was written."""
+    try:
+        for name, sums in read_json(checkpoint / MANIFEST, {STATE: list}).items():
+            if size_and_crc(checkpoint / name) != sums:
+                return f"{name} is not as it was written"
+        read_json(checkpoint / STATE, STATE_KEYS)
+    except (InputError, OSError) as error:
+        return one_line(error)
+    return None
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint that is complete, its best one too, or None; others are named and passed over."""
+    for path in checkpoints(run_dir):
+        if reason := fault(path):
+            print(f"{path}: damaged or cut short, not used ({reason})", flush=True)
+            continue
+        best = read_json(path / STATE, STATE_KEYS)["best_global_step"]
+        if best in (None, step_of(path)) or not (reason := fault(run_dir / f"checkpoint-{best}")):
+            return path
+        print(f"{path}: the best checkpoint that it names, checkpoint-{best}, is damaged ({reason})", flush=True)
+    print(f"{run_dir}: no usable checkpoint, the run starts anew", flush=True)
+    return None
+
+
+def open_run(args: argparse.Namespace, trainer) -> Run:
+    """Create the run directory, or take up the one to resume; every process gets the same.
+
+    Args:
+        args: the script's flags, from recorded_flags.
+        trainer: the run's trainer; its output_dir becomes the run's directory.
+
+    Raises:
+        InputError: not writable, or what the run to resume was begun with has changed since.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    found = [None]
+    if trainer.args.process_index == 0:
+        try:
+            arguments = _plain(args) | {
+                "processes": trainer.args.world_size,
+                "mixed_precision": trainer.accelerator.mixed_precision,
+            }
+            content = content_of(args, trainer.model.revision, list(trainer.batch_samplers))
+            found = [(_take_up if args.resume else _new_run)(args, arguments, content)]
         except InputError as error:
             found = [error]
     run = broadcast_object_list(found)[0]  # a no-op in a single process
     if isinstance(run, InputError):
         raise run
-    training_args.output_dir = str(run.directory)
+    trainer.args.output_dir = str(run.directory)
     return run
 
 
-def _new_run(args: argparse.Namespace, facts: dict) -> Run:
-    base = Path(args.model_name_or_path)
+def content_of(args: argparse.Namespace, commit: str | None, objectives: list[str]) -> dict[str, str]:
+    """Return what tells the data and the base of a run from others: git blob ids of its files, or the hub's commit."""
+    root, base = Path(args.dataset_path), Path(args.model_name_or_path)
+    files = [root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test", *(["train"] * ("sts" in objectives)))]
+    if "nli" in objectives:
+        files += (root / "KorNLI").glob("*train.ko.tsv")
+    content = {str(path.relative_to(root)): git_blob_id(path) for path in sorted(files)}
+    if commit is not None:
+        return content | {"base": f"{args.model_name_or_path} at {commit}"}
+    kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
+    files = sorted(path for path in base.rglob("*") if path.suffix in kinds and path.is_file())
+    files = [path for path in files if not {"eval", "onnx"} & set(path.relative_to(base).parts)]
+    return content | {f"base {path.relative_to(base)}": git_blob_id(path) for path in files}
+
+
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+
+
+def _new_run(args: argparse.Namespace, arguments: dict, content: dict) -> Run:
+    parent, base = Path(args.output_dir).resolve(), Path(args.model_name_or_path)
+    check_writable(parent)
     name = base.resolve().name if base.is_dir() else args.model_name_or_path.replace("/", "-")
     while True:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        directory = Path(args.output_dir).resolve() / f"{args.output_prefix}{name}-{stamp}"
+        directory = parent / f"{args.output_prefix}{name}-{stamp}"
         try:
             directory.mkdir(parents=True)
         except FileExistsError:  # another run of the same second
             time.sleep(0.2)
             continue
         _lock(directory)
-        run = Run(directory, facts)
+        script = Path(sys.argv[0]).name
+        facts = {"script": script, "status": "unfinished", "seed": args.seed, "arguments": arguments}
+        run = Run(directory, facts | {"content": content, "libraries": _libraries()})
         run.save()
         return run
 
 
-def _resumed_run(args: argparse.Namespace, facts: dict) -> Run:
-    if args.resume == "newest":
-        paths = list(Path(args.output_dir).resolve().glob(f"{glob.escape(args.output_prefix)}*/{RUN_FILE}"))
-    else:
-        paths = [Path(args.resume).resolve() / RUN_FILE]
-        if not paths[0].is_file():
-            raise InputError(f"{args.resume}: no {RUN_FILE} in it; give the directory of an unfinished run")
-    for path in sorted(paths, key=lambda path: path.parent.name[-19:], reverse=True):
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            changed = _changed_argument(old["arguments"], facts["arguments"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if args.resume == "newest":
-                continue
-            raise InputError(f"{path}: not a readable run description; start a new run without --resume") from error
-        problem = None
-        if old["status"] != "unfinished":
-            problem = "this run is finished; start a new one without --resume"
-        elif old["script"] != facts["script"]:
-            problem = f"this is a run of {old['script']}; resume it with that script"
-        elif changed:
-            problem = f"cannot be resumed with another recipe: {changed}"
-        elif not _lock(path.parent):
-            problem = "still running in another process; stop that first"
-        if problem and args.resume == "newest":
-            continue
-        if problem:
-            raise InputError(f"{path.parent}: {problem}")
-        if old["libraries"] != facts["libraries"]:
-            print(f"{path.parent}: begun with other library versions; figures may differ from an unbroken run's")
-        return Run(path.parent, old, newest_checkpoint(path.parent))
-    raise InputError(f"{args.output_dir}: no unfinished run with these arguments; start one without --resume")
-
-
-def _lock(directory: Path) -> bool:
-    """Take the run for this process until it ends; False where another process has it."""
-    file = (directory / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return False
-    _locks.append(file)
-    return True
-
-
-def _changed_argument(old: dict, new: dict) -> str | None:
-    for name in sorted((old.keys() | new.keys()) - SAME_RESULT):
-        if old.get(name) != new.get(name):
-            if name == "processes":
-                return f"started with {old.get(name)} processes, now {new[name]}: torchrun --nproc_per_node sets them"
-            return f"--{name} was {old.get(name)}, is {new.get(name)}"
-    return None
+def _take_up(args: argparse.Namespace, arguments: dict, content: dict) -> Run:
+    directory = Path(args.resume)
+    facts = read_json(directory / RUN_FILE, RUN_KEYS)
+    old = facts["arguments"]
+    if old.get("processes") != arguments["processes"]:
+        raise InputError(
+            f"{directory}: begun with {old.get('processes')} processes, now {arguments['processes']}; "
+            "torchrun --nproc_per_node sets them"
+        )
+    if old.get("mixed_precision") != arguments["mixed_precision"]:
+        was, now = old.get("mixed_precision"), arguments["mixed_precision"]
+        raise InputError(f"{directory}: begun with mixed precision {was}, now {now}; look at ACCELERATE_ variables")
+    for name in sorted(facts["content"].keys() | content.keys()):
+        if (was := facts["content"].get(name)) != (now := content.get(name)):
+            raise InputError(
+                f"{directory}: {name} is not what the run was begun with (was {was}, is {now}); restore it, "
+                "or start a new run without --resume"
+            )
+    if facts["libraries"] != _libraries():
+        print(f"{directory}: begun with other library versions; figures may differ from an unbroken run's")
+    tidy(directory, finished=False)
+    return Run(directory, facts, newest_checkpoint(directory))

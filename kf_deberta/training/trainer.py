@@ -22,14 +22,13 @@ from kf_deberta.model.load import default_prompt
 from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import AlternatingBatchSampler
 from kf_deberta.training.checkpoints import (
-    STATE,
-    checkpoints,
     reading,
     remove,
     save_summed,
     sum_weights,
     write_checkpoint,
 )
+from kf_deberta.training.run import STATE, checkpoints
 
 PENDING_LOG = "pending_log.json"  # losses since the last log line, which a resumed run must not lose
 
@@ -201,7 +200,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
                 self._checkpoint_parent = None
             logged = self._pending_log()
             if self.args.should_save:
-                self.state.best_model_checkpoint = best  # no directory of this machine
+                self.state.best_model_checkpoint = None  # best_global_step tells it without a directory
                 self.state.save_to_json(parent / name / STATE)
                 (parent / name / PENDING_LOG).write_text(json.dumps(logged))
         self.state.best_model_checkpoint = best and str(run_dir / best)
