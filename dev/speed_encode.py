@@ -25,7 +25,8 @@ from transformers import BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import speed_model as common
-from kf_deberta.export.graph import cpu_has_vnni, export_model, quantize_int8
+from kf_deberta.export.graph import export_model
+from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
 
 TOKENS = 20
 
@@ -47,11 +48,11 @@ def run(args: argparse.Namespace) -> None:
     ids = torch.Generator().manual_seed(args.seed)
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
         # 1. The same weights for every variant
-        model = common.base_model(args.layers, args.vocab, args.seed).eval()
-        models = common.variants_of(model)
-        encoders = {f"torch, {name}": partial(_torch_embed, variant) for name, variant in models.items()}
-        if not args.no_onnx:
-            encoders |= _onnx_encoders(models["fast attention"], Path(folder), args.threads)
+        model = common.base_model(args.layers, args.vocab, args.seed).eval().to(args.device)
+        variants = common.variants_of(model, args.device)
+        encoders = {f"torch, {name}": partial(_torch_embed, variant, args) for name, variant in variants.items()}
+        if not args.no_onnx and args.device == "cpu":
+            encoders |= _onnx_encoders(variants["fast attention"].model, Path(folder), args.threads)
 
         # 2. The workloads, each a list of batches that a round encodes
         lengths, source = common.sentence_lengths("test", args)
@@ -64,16 +65,17 @@ def run(args: argparse.Namespace) -> None:
                 common.padded_batch(lengths, args.vocab, ids) for lengths in slices
             ],
         }
-        print(f"{common.machine(args.threads)}, onnxruntime {onnxruntime.__version__}; {args.layers} layers.")
+        print(f"{common.machine(args)}, onnxruntime {onnxruntime.__version__}; {args.layers} layers.")
         print(f"Sorted sentences: {source}.")
         for name, batches in workloads.items():
             steps = {variant: [partial(_encode, run, batches)] * args.rounds for variant, run in encoders.items()}
-            _print_table(name, sum(len(batch["input_ids"]) for batch in batches), steps, args.threads)
+            _print_table(name, sum(len(batch["input_ids"]) for batch in batches), steps, args)
 
 
-def _torch_embed(model: nn.Module, batch: dict[str, Tensor]) -> np.ndarray:
-    with torch.inference_mode():
-        return common.embed(model, batch).numpy()
+def _torch_embed(variant: common.Variant, args: argparse.Namespace, batch: dict[str, Tensor]) -> np.ndarray:
+    batch = batch | {"input_ids": batch["input_ids"].to(args.device, non_blocking=True)}
+    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        return variant.embed(batch).float().cpu().numpy()
 
 
 def _onnx_encoders(encoder: nn.Module, folder: Path, threads: int) -> dict[str, Callable]:
@@ -113,9 +115,9 @@ def _encode(embed: Callable, batches: list[dict[str, Tensor]]) -> None:
         embed(batch)
 
 
-def _print_table(name: str, sentences: int, steps: dict[str, list[Callable]], threads: int) -> None:
-    seconds = common.interleave(steps, threads, name)
-    baseline = "torch, library eager"
+def _print_table(name: str, sentences: int, steps: dict[str, list[Callable]], args: argparse.Namespace) -> None:
+    baseline = f"torch, {common.LIBRARY}"
+    seconds = common.interleave(steps, args, name, baseline)
     print(f"\n### {name}\n")
     print("| variant | ms a sentence (median) | times as fast as library eager (range) |")
     print("|---|---|---|")

@@ -1,10 +1,11 @@
 """A training step of each objective in kf-deberta-base's shape, random weights: library eager against ours.
 
 One process, the variants in turn on the same batches (A B A B), gradients, clipping and fused AdamW included; peak
-memory in a fresh process per variant.
+memory in a fresh process per variant. On a GPU also with merged columns, torch.compile and CUDA graphs.
 
     python dev/speed.py train
     python dev/speed.py train --objective nli --layers 2 --vocab 2000 --rounds 3
+    python dev/speed.py train --device cuda --dtype bfloat16 --rounds 20 --peers
 """
 
 import argparse
@@ -26,7 +27,8 @@ from kf_deberta.model.cpu import keep_freed_memory
 from speed_load import memory_mib
 
 BATCH = {"sts": 8, "nli": 128}
-AIM = {"sts": 2.2, "nli": 3.2}
+AIM = {"cpu": {"sts": 2.2, "nli": 3.2}, "cuda": {"sts": 5.0, "nli": 3.0}}
+ROUNDS = 7190
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--nli_batch_size", type=int, default=BATCH["nli"], help="triplets of a step (default: %(default)s)")
     add("--rounds", type=int, default=7, help="measured steps of each variant (default: %(default)s)")
     add("--keep_freed_memory", action="store_true", help="call keep_freed_memory first, for every variant")
+    add("--peers", action="store_true", help="disentangled-flash and flashdeberta too, where they are installed")
     add("--no_memory", action="store_true", help="leave out the peak memory")
 
 
@@ -47,55 +50,86 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if args.keep_freed_memory and not keep_freed_memory():
         raise InputError("--keep_freed_memory: this C library is not glibc; leave the flag out")
-    model = common.base_model(args.layers, args.vocab, args.seed).train()
-    models = common.variants_of(model)
+    model = common.base_model(args.layers, args.vocab, args.seed).train().to(args.device)
+    variants = common.variants_of(model, args.device) | (common.peers_of(model) if args.peers else {})
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
+    fastest = {}
     for objective in ["sts", "nli"] if args.objective == "both" else [args.objective]:
         # 1. The same batches for every variant
         lengths, source = common.sentence_lengths(objective, args)
         batches = _batches(lengths, getattr(args, f"{objective}_batch_size"), args)
         steps = {
-            name: [partial(_step, variant, optimizer, objective, *batch) for batch in batches]
-            for name, variant in models.items()
+            name: [partial(_step, variant, optimizer, args, objective, *batch) for batch in batches]
+            for name, variant in variants.items()
         }
         # 2. Rates before and after, in the same process: the machine may be shared
-        rates = common.matmul_rates(args.threads)
-        seconds = common.interleave(steps, args.threads, objective)
-        again = common.matmul_rates(args.threads)
+        rates = common.matmul_rates(args)
+        seconds = common.interleave(steps, args, objective)
+        again = common.matmul_rates(args)
         rates = {name: max(rate, again[name]) for name, rate in rates.items()}
-        measurable = not args.no_memory and Path("/proc/self/clear_refs").exists()  # Linux
-        peaks = {name: _peak_in_new_process(name, objective, args) for name in models} if measurable else {}
+        fastest[objective] = {name: median(values) for name, values in seconds.items()}
+        peaks = {} if args.no_memory else _peaks(steps, objective, args)
         # 3. The report
         masks = [[column["attention_mask"] for column in columns] for columns, _ in batches]
         flops = [sum(step_flops(mask, args.layers) for mask in columns) for columns in masks]
         real = np.mean([float(mask.float().mean()) for columns in masks for mask in columns])
         print(f"\n### Training step, {objective.upper()}: {len(batches[0][1])} rows a batch, {args.layers} layers\n")
-        print(f"{common.machine(args.threads)}. {source}; {real:.0%} of the padded positions are real tokens.")
+        print(f"{common.machine(args)}. {source}; {real:.0%} of the padded positions are real tokens.")
         _print_table(objective, args, seconds, rates, flops, peaks)
+    if len(fastest) == 2:
+        print(f"\nThe published run is {ROUNDS:,} steps of each; in steps alone, with these batches:")
+        for name in fastest["sts"].keys() & fastest["nli"].keys():
+            print(f"- {name}: {ROUNDS * (fastest['sts'][name] + fastest['nli'][name]):,.0f} s")
+
+
+def _peaks(steps: dict[str, list], objective: str, args: argparse.Namespace) -> dict[str, float]:
+    """MiB that a step adds to the loaded model, by variant; on a CPU without the optimizer's pass."""
+    if args.device != "cpu":
+        peaks = {}
+        for name, (first, *_) in steps.items():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            first()
+            peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return peaks
+    if not Path("/proc/self/clear_refs").exists():  # Linux alone has it
+        return {}
+    return {name: _peak_in_new_process(name, objective, args) for name in steps}
 
 
 def _batches(lengths: np.ndarray, size: int, args: argparse.Namespace) -> list[tuple[list[dict[str, Tensor]], Tensor]]:
     """One random batch a round: its padded columns, and gold scores between 0 and 1."""
     generator, ids = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
     rows = [lengths[generator.permutation(len(lengths))[:size]] for _ in range(args.rounds)]
-    return [
-        ([common.padded_batch(column, args.vocab, ids) for column in row.T], torch.rand(len(row), generator=ids))
-        for row in rows
-    ]
+    batches = []
+    for row in rows:
+        columns = [common.padded_batch(column, args.vocab, ids) for column in row.T]
+        on_device = [column | {"input_ids": column["input_ids"].to(args.device)} for column in columns]
+        batches.append((on_device, torch.rand(len(row), generator=ids).to(args.device)))
+    return batches
 
 
-def _loss(model: nn.Module, objective: str, columns: list[dict[str, Tensor]], scores: Tensor) -> Tensor:
+def _loss(variant: common.Variant, objective: str, columns: list[dict[str, Tensor]], scores: Tensor) -> Tensor:
     """CosineSimilarityLoss of pairs, or MultipleNegativesRankingLoss (scale 20, cosine) of triplets."""
-    first, *others = [nn.functional.normalize(common.embed(model, column)) for column in columns]
+    first, *others = [nn.functional.normalize(column.float()) for column in variant.embed_columns(columns)]
     if objective == "sts":
         return nn.functional.mse_loss((first * others[0]).sum(-1), scores)
-    return nn.functional.cross_entropy(20 * first @ torch.cat(others).T, torch.arange(len(first)))
+    return nn.functional.cross_entropy(20 * first @ torch.cat(others).T, torch.arange(len(first), device=first.device))
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: str, columns: list, scores: Tensor) -> None:
+def _backward(variant: common.Variant, args: argparse.Namespace, *batch) -> None:
+    bfloat16 = args.dtype == "bfloat16"
+    caches = not isinstance(variant.model, common.Graphed)  # a graph must cast the weights itself
+    with torch.autocast(args.device, torch.bfloat16, enabled=bfloat16, cache_enabled=caches):
+        loss = _loss(variant, *batch)
+    loss.backward()
+
+
+def _step(variant: common.Variant, optimizer: torch.optim.Optimizer, args: argparse.Namespace, *batch) -> None:
     """One training step."""
-    _loss(model, objective, columns, scores).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    _backward(variant, args, *batch)
+    for group in optimizer.param_groups:
+        nn.utils.clip_grad_norm_(group["params"], 1.0)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -123,16 +157,17 @@ def _print_table(
     peaks: dict[str, float],
 ) -> None:
     best = max(rates.values())
-    print(f"{args.rounds} rounds on random batches. A step must do {median(flops) / 1e9:,.0f} GFLOP (median). Float32")
-    print("product here: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()) + ".\n")
+    print(f"{args.rounds} rounds on random batches. A step must do {median(flops) / 1e9:,.0f} GFLOP (median).")
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
+    print(f"{args.dtype} product here: {rates}.\n")
     print("| variant | s a step (median) | times as fast as library (range) | share of the best product rate | peak |")
     print("|---|---|---|---|---|")
     for name, values in seconds.items():
         share = median(flop / second / best for flop, second in zip(flops, values, strict=True))
-        ratio = "1" if name == "library eager" else common.ratio_of(seconds, name, "library eager")
+        ratio = "1" if name == common.LIBRARY else common.ratio_of(seconds, name, common.LIBRARY)
         peak = f"{peaks[name]:,.0f} MiB" if peaks else "not measured"
         print(f"| {name} | {median(values):.3f} | {ratio} | {share:.0%} | {peak} |")
-    print(f"\nAim: {AIM[objective]} times as fast. Peak: what a step's forward and backward add to the loaded model.")
+    print(f"\nAim: {AIM[args.device][objective]} times as fast. Peak: what a step adds to the loaded model.")
 
 
 def _peak_in_new_process(variant: str, objective: str, args: argparse.Namespace) -> float:
@@ -145,12 +180,13 @@ def _peak_of_step(args: argparse.Namespace) -> float:
     torch.set_num_threads(args.threads)
     if args.keep_freed_memory:
         keep_freed_memory()
-    model = common.variants_of(common.base_model(args.layers, args.vocab, args.seed).train())[args.variant]
+    model = common.base_model(args.layers, args.vocab, args.seed).train()
+    variant = (common.variants_of(model) | (common.peers_of(model) if args.peers else {}))[args.variant]
     lengths, _ = common.sentence_lengths(args.child, args)
-    (columns, scores), *_ = _batches(lengths, getattr(args, f"{args.child}_batch_size"), args)
+    batch, *_ = _batches(lengths, getattr(args, f"{args.child}_batch_size"), args)
     before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    _loss(model, args.child, columns, scores).backward()
+    _backward(variant, args, args.child, *batch)
     return memory_mib("VmHWM") - before
 
 

@@ -45,13 +45,27 @@ def test_operations_of_a_step_against_torch_s_counter(bin_modules):
     import speed_model
 
     speed_train, _ = bin_modules
-    model = speed_model.variants_of(speed_model.base_model(layers=2, vocab=50, seed=0))["fast attention"].train()
+    model = speed_model.variants_of(speed_model.base_model(layers=2, vocab=50, seed=0))["fast attention"].model.train()
     batch = speed_model.padded_batch([24, 24, 24], 50, torch.Generator())
     with FlopCounterMode(display=False) as counter:
         model(**batch).last_hidden_state.sum().backward()
     least = speed_train.step_flops(batch["attention_mask"], layers=2)
     # counted: two distances more than occur, and every token times every distance
     assert least <= counter.get_total_flops() <= 1.03 * least
+
+
+def test_merged_columns_give_the_same_embeddings(bin_modules):
+    import speed_model
+
+    model = speed_model.base_model(layers=1, vocab=50, seed=0).eval()
+    fast = speed_model.variants_of(model)["fast attention"].model
+    ids = torch.Generator().manual_seed(0)
+    columns = [speed_model.padded_batch(lengths, 50, ids) for lengths in ([3, 9], [12, 5])]
+    expected = speed_model.Variant(model).embed_columns(columns)
+    for layout in ("packed", "padded", None):
+        for merged in (True, False):
+            got = speed_model.Variant(fast, layout, merged=merged).embed_columns(columns)
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
 
 
 def test_peak_of_the_fast_step_is_lower(bin_modules):
