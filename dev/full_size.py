@@ -27,6 +27,14 @@ from kf_deberta.cli import InputError, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PIECES, REAL_PIECES = 130_000, 32_000  # of the vocabulary; those that real text uses
+# 10 epochs of 719 rounds: dev before training and after each epoch, with a checkpoint; test before and after
+PUBLISHED = {
+    "step nli": 7190,
+    "step sts": 7190,
+    "evaluation sts-dev": 11,
+    "evaluation sts-test": 1,  # the second is in "start and finish"
+    "checkpoint written": 10,
+}
 ROUNDS, STEPS_BEFORE_THE_SIGNAL = 3, 4
 
 
@@ -106,61 +114,98 @@ def measure(script: list[str], stop: bool) -> dict:
             lines.append((time.time() - start, line.rstrip()))
             print(f"{lines[-1][0]:8.1f} s  {lines[-1][1]}", flush=True)
     watcher.join()
-    phases = [json.loads(text) for text in timings.read_text().splitlines()]
-    for phase in phases:
-        phase["start"] -= start
     return {
         "status": process.wait(),
+        "start": start,
         "total": time.time() - start,
         "first": lines[0][0],
         "silence": max(after[0] - before[0] for before, after in zip(lines, lines[1:], strict=False)),
         "peak": peak,
-        "phases": phases,
+        "phases": with_whole_steps([json.loads(text) for text in timings.read_text().splitlines()]),
     }
 
 
 def child(script: list[str]) -> None:
-    """Run a training script in this process and write down when each phase began and how long it took."""
-    import kf_deberta.training.checkpoints as checkpoints
-    import kf_deberta.training.loop as loop
-    from kf_deberta.training.trainer import MultiTaskTrainer
+    """Run a training script in this process; timers are set where it has parsed its flags and imports the rest."""
+    from kf_deberta.training import flags
 
+    parse = flags.parse_flags
+
+    def parse_and_set_timers(*args, **kwargs) -> argparse.Namespace:
+        parsed = parse(*args, **kwargs)
+        set_timers()
+        return parsed
+
+    flags.parse_flags = parse_and_set_timers
+    sys.argv = script
+    runpy.run_path(script[0], run_name="__main__")
+
+
+def set_timers() -> None:
+    """Let each phase write down when it began and ended, by the clock and in seconds of all processors."""
     steps = 0
 
-    def timed(owner: object, name: str, label: str = "") -> None:
+    def note(what: str, begin: tuple[float, float], end: tuple[float, float]) -> None:
+        with open(os.environ["KF_TIMINGS"], "a", encoding="utf-8") as file:
+            file.write(json.dumps({"what": what, "begin": begin, "end": end}) + "\n")
+
+    def timed(owner: object, name: str, label: str) -> None:
         original = getattr(owner, name)
 
         @functools.wraps(original)
         def wrapper(*args, **kwargs):
             nonlocal steps
-            start = time.time()
-            value = original(*args, **kwargs)
-            what = label or name
-            if name == "training_step":
+            what = label
+            if label == "evaluation":
+                what += f" {args[0].name}"
+            elif label == "step":
                 steps += 1
-                what = f"step {args[0].objective_optimizer.active}"
-                if steps == STEPS_BEFORE_THE_SIGNAL and os.environ["KF_STOP"]:
-                    os.kill(os.getpid(), signal.SIGTERM)
-            with open(os.environ["KF_TIMINGS"], "a", encoding="utf-8") as file:
-                file.write(json.dumps({"what": what, "start": start, "seconds": time.time() - start}) + "\n")
+                what += f" {args[2]['dataset_name']}"
+            begin = now()
+            value = original(*args, **kwargs)
+            note(what, begin, now())
+            if label == "step" and steps == STEPS_BEFORE_THE_SIGNAL and os.environ["KF_STOP"]:
+                os.kill(os.getpid(), signal.SIGTERM)
             return value
 
         setattr(owner, name, wrapper)
 
-    timed(MultiTaskTrainer, "training_step")
-    timed(MultiTaskTrainer, "_save_checkpoint", "checkpoint")
-    timed(MultiTaskTrainer, "evaluate", "evaluation")
-    timed(MultiTaskTrainer, "_load_from_checkpoint", "weights read")
-    timed(MultiTaskTrainer, "_load_optimizer_and_scheduler", "moments read")
-    timed(checkpoints, "newest_checkpoint", "checkpoint verified")
-    timed(loop, "finish")
-    sys.argv = script
-    runpy.run_path(script[0], run_name="__main__")
+    begin = now()
+    import data_util
+    import kf_deberta.training.loop as loop
+    import kf_deberta.training.run as training_run
+    import kf_deberta.training.setup as setup
+    from kf_deberta.evaluation.evaluator import PairEvaluator
+    from kf_deberta.training.batches import TripletBatchSampler
+    from kf_deberta.training.callbacks import RecipeCallback
+    from kf_deberta.training.trainer import MultiTaskTrainer
+
+    note("libraries imported", begin, now())
+    timed(data_util, "load_kor_nli", "KorNLI read")
+    timed(TripletBatchSampler, "__init__", "texts numbered")
+    timed(setup, "load_model", "base loaded")
+    timed(PairEvaluator, "__call__", "evaluation")
+    timed(MultiTaskTrainer, "training_step", "step")  # forward and backward
+    timed(RecipeCallback, "on_step_end", "over")
+    timed(MultiTaskTrainer, "_save_checkpoint", "checkpoint written")
+    timed(training_run, "newest_checkpoint", "checkpoint verified")
+    timed(MultiTaskTrainer, "_load_from_checkpoint", "weights read back")
+    timed(MultiTaskTrainer, "_load_optimizer_and_scheduler", "moments read back")
+    timed(loop, "finish", "finish")
 
 
-def seconds_of(results: list[dict], what: str) -> list[float]:
-    """Return how long each phase called `what` took, over all processes."""
-    return [phase["seconds"] for result in results for phase in result["phases"] if phase["what"] == what]
+def now() -> tuple[float, float]:
+    """Seconds of the clock and of this process's threads."""
+    return time.time(), time.process_time()
+
+
+def with_whole_steps(phases: list[dict]) -> list[dict]:
+    """Let each step last until its optimizer is done."""
+    phases = sorted(phases, key=lambda phase: phase["begin"][0])
+    for phase, following in zip(phases, phases[1:], strict=False):
+        if following["what"] == "over":
+            phase["end"] = following["begin"]
+    return [phase for phase in phases if phase["what"] != "over"]
 
 
 def main() -> None:
@@ -185,14 +230,8 @@ def main() -> None:
     shutil.rmtree(output, ignore_errors=True)
 
     # 2. Two rounds and a signal, then the third
-    script = [
-        str(REPOSITORY / "training_multi_task.py"),
-        "--model_name_or_path",
-        str(base),
-        "--dataset_path",
-        str(data),
-    ]
-    script += ["--max_rounds", str(ROUNDS), "--output_dir", str(output), *args.flags]
+    script = [str(REPOSITORY / "training_multi_task.py"), "--model_name_or_path", str(base)]
+    script += ["--dataset_path", str(data), "--max_rounds", str(ROUNDS), "--output_dir", str(output), *args.flags]
     first = measure(script, stop=True)
     sizes = {}
     for checkpoint in output.glob("*/checkpoint-*"):
@@ -201,8 +240,7 @@ def main() -> None:
     if (first["status"], second["status"]) != (143, 0):
         raise InputError(f"the runs ended with {first['status']} and {second['status']} instead of 143 and 0")
 
-    # 3. The tables
-    results = [first, second]
+    # 3. What was measured
     print("\n| what | first process | resumed |\n|:--|--:|--:|")
     for label, key, unit in (
         ("first line", "first", "s"),
@@ -211,15 +249,25 @@ def main() -> None:
         ("whole process", "total", "s"),
     ):
         print(f"| {label} | {first[key]:,.1f} {unit} | {second[key]:,.1f} {unit} |")
-    begun = [next(p["start"] for p in result["phases"] if p["what"].startswith("step")) for result in results]
+    begun = [next(p["begin"][0] for p in r["phases"] if p["what"] == "step nli") - r["start"] for r in (first, second)]
     print(f"| first step begins | {begun[0]:,.1f} s | {begun[1]:,.1f} s |")
-    print("\n| phase | times | seconds each |\n|:--|--:|:--|")
-    for what in dict.fromkeys(phase["what"] for result in results for phase in result["phases"]):
-        each = seconds_of(results, what)
-        print(f"| {what} | {len(each)} | {', '.join(f'{value:.1f}' for value in each)} |")
-    print(
-        f"\ncheckpoint: {sum(sizes.values()):,.0f} MB:", {n: round(size, 1) for n, size in sizes.items() if size > 1}
-    )
+    print("\n| phase | seconds by the clock, each time | seconds of CPU, each time |\n|:--|:--|:--|")
+    phases, means = first["phases"] + second["phases"], {}
+    for what in dict.fromkeys(phase["what"] for phase in phases):
+        pairs = [(phase["begin"], phase["end"]) for phase in phases if phase["what"] == what]
+        clock, cpu = ([end[i] - begin[i] for begin, end in pairs] for i in (0, 1))
+        means[what] = sum(cpu) / len(cpu)
+        print(f"| {what} | {', '.join(f'{s:.1f}' for s in clock)} | {', '.join(f'{s:.1f}' for s in cpu)} |")
+    large = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items() if size > 1)
+    print(f"\nA checkpoint has {sum(sizes.values()):,.0f} MB: {large}.")
+
+    # 4. The published run in seconds of CPU
+    once = [means[what] for what in ("libraries imported", "KorNLI read", "base loaded", "texts numbered", "finish")]
+    parts = {what: times * means[what] for what, times in PUBLISHED.items()} | {"start and finish": sum(once)}
+    total = sum(parts.values())
+    print(f"\n| the published run, {total / 3600:.1f} hours of CPU | times | share |\n|:--|--:|--:|")
+    for what, part in parts.items():
+        print(f"| {what} | {PUBLISHED.get(what, 1):,} | {100 * part / total:.2f}% |")
 
 
 if __name__ == "__main__":
