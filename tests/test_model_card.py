@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from types import SimpleNamespace
 
@@ -26,7 +27,11 @@ def run(toy_base, toy_data, tmp_path_factory):
 
     flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--num_epochs", 2, "--nli_batch_size", 32]
     flags += ["--learning_rate", 3e-3, "--matryoshka_dims", "16,8"]
-    return record(training_multi_task, flags, tmp_path_factory.mktemp("out"))
+    old = os.umask(0o027)
+    try:
+        return record(training_multi_task, flags, tmp_path_factory.mktemp("out"))
+    finally:
+        os.umask(old)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ def test_figures_stand_once_and_the_recipe_says_what_was_done(card, run):
     assert rows["STS objective"].startswith("28 pairs of KorSTS, batches of 8,")
     assert "MatryoshkaLoss over MultipleNegativesRankingLoss, scale 20" in rows["NLI objective"]
     assert rows["rounds"].startswith("8 in 2 epochs")
-    assert rows["learning rate"].startswith("0.003, linear, warm-up over the first 10%")
+    assert rows["learning rate"].startswith("0.003, linear schedule, warm-up over the first 10%")
     assert "torch 2.13.0" in rows["libraries"] and "processes" not in rows
     assert f"round {facts['best_round']}, {facts['best_dev_cosine_spearman']:.2f}" in rows["kept"]
     assert "None" not in card.text and "pearson_max" not in card.content
@@ -126,12 +131,21 @@ def test_text_has_korean_examples_links_curves_and_citations(card, run):
     assert "jeon-etal" not in card.text
 
 
-def test_nothing_of_this_machine_is_in_what_a_run_publishes(run):
+def test_no_path_of_this_machine_is_in_what_a_run_leaves(run):
     from kf_deberta.training.loop import NOT_PUSHED
+    from kf_deberta.training.run import RUN_FILE
 
+    assert RUN_FILE in NOT_PUSHED  # a resumed run needs the paths in it
     for path in run.directory.rglob("*"):
-        if path.is_file() and not any(path.match(pattern) for pattern in NOT_PUSHED):
+        if path.is_file() and path.name != RUN_FILE:
             assert str(run.directory.parent).encode() not in path.read_bytes(), path.name
+
+
+def test_every_file_and_folder_of_a_run_honors_the_umask(run):
+    modes = {path.is_dir(): set() for path in run.directory.rglob("*")}
+    for path in [run.directory, *run.directory.rglob("*")]:
+        modes[path.is_dir()].add(path.stat().st_mode & 0o777)
+    assert modes == {False: {0o640}, True: {0o750}}
 
 
 def test_both_usages_run_and_agree(card, run, monkeypatch):

@@ -149,7 +149,7 @@ def _recipe(trainer: MultiTaskTrainer, args: argparse.Namespace, facts: dict) ->
     warmup = training.warmup_steps
     share = f"the first {warmup:.0%}" if warmup < 1 else f"{warmup:,.0f}"
     schedule = SchedulerType(training.lr_scheduler_type).value
-    rows["learning rate"] = f"{training.learning_rate:g}, {schedule}, warm-up over {share} of the rounds"
+    rows["learning rate"] = f"{training.learning_rate:g}, {schedule} schedule, warm-up over {share} of the rounds"
     rows["maximum length"] = f"{trainer.model.max_seq_length} tokens"
     rows["precision"] = "bfloat16 autocast" if training.bf16 else str(args.dtype)
     rows["seed"] = str(training.seed)
