@@ -43,15 +43,17 @@ def main() -> None:
     )
 
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
+    from kf_deberta.data.download import ensure_kor_nlu_datasets
     from kf_deberta.training.batches import ShuffledBatchSampler, TripletBatchSampler
-    from kf_deberta.training.loop import train_and_score
-    from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
+    from kf_deberta.training.loop import kor_sts_evaluator, load_base, train_and_score, with_matryoshka
     from kf_deberta.training.trainer import MultiTaskTrainer
 
     training_args = training_arguments(args)
 
     # 2. Data: triplets from every KorNLI train file, and KorSTS pairs with their gold score / 5
-    root = kor_nlu_datasets(args, training_args)
+    root = args.dataset_path
+    with training_args.main_process_first():
+        ensure_kor_nlu_datasets(root)  # cloned where it is absent
     nli = load_kor_nli(find_kor_nli_train_files(root), seed=args.seed)
     sts = load_kor_sts(root / "KorSTS" / "sts-train.tsv")
     dev_file, test_file = (root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test"))

@@ -34,15 +34,17 @@ def main() -> None:
     from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 
     from data_util import load_kor_sts
+    from kf_deberta.data.download import ensure_kor_nlu_datasets
     from kf_deberta.training.batches import ShuffledBatchSampler
-    from kf_deberta.training.loop import train_and_score
-    from kf_deberta.training.setup import kor_nlu_datasets, kor_sts_evaluator, load_base, with_matryoshka
+    from kf_deberta.training.loop import kor_sts_evaluator, load_base, train_and_score, with_matryoshka
     from kf_deberta.training.trainer import MultiTaskTrainer
 
     training_args = training_arguments(args)
 
     # 2. Data: KorSTS pairs with their gold score / 5
-    root = kor_nlu_datasets(args, training_args)
+    root = args.dataset_path
+    with training_args.main_process_first():
+        ensure_kor_nlu_datasets(root)  # cloned where it is absent
     sts = load_kor_sts(root / "KorSTS" / "sts-train.tsv")
     dev_file, test_file = (root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test"))
     dev = kor_sts_evaluator(load_kor_sts(dev_file), dev_file, args)

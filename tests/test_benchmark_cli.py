@@ -128,8 +128,8 @@ def test_published_model_by_its_hub_name(kor_nlu, toy_base, run_script, tmp_path
     ("arguments", "content", "message"),
     [
         ([], "genre\tscore\tsentence1\n", "pairs.tsv:1: no column sentence2"),
-        ([], HEADER + "g\tf\ty\t1\t2.0\t가\t나\n", "pairs.tsv:2: 1 row, and a correlation needs 2 or more"),
-        ([], HEADER + 3 * "g\tf\ty\t1\t2.0\t가\t나\n", "pairs.tsv:2: all 3 scores are 2"),
+        ([], HEADER + "g\tf\ty\t1\t2.0\t가\t나\n", "pairs.tsv: one sentence pair; a correlation needs at least two"),
+        ([], HEADER + 3 * "g\tf\ty\t1\t2.0\t가\t나\n", "pairs.tsv: all 3 scores are 2"),
         (["--bootstrap", "100"], HEADER + "g\tf\ty\t1\t2\t가\t나\ng\tf\ty\t1\t3\t다\t나\n", "--bootstrap needs 10"),
         (["--bootstrap", "7"], HEADER, "--bootstrap takes 0 or 100 and more"),
         (["--output", "results.txt"], HEADER, "results.txt: the name must end with .json or .csv"),

@@ -159,5 +159,5 @@ def test_what_has_no_correlation_is_an_input_error():
         transform(collapsed, 9, "float32")
     with pytest.raises(InputError, match="f.tsv:2: 1 row"):
         check_gold(np.array([0.5]), "f.tsv")
-    with pytest.raises(InputError, match="f.tsv:2: all 3 scores are 2.5"):
+    with pytest.raises(InputError, match="f.tsv: all 3 scores are 2.5"):
         check_gold(np.full(3, 0.5), "f.tsv")

@@ -128,7 +128,9 @@ def score(similarities: np.ndarray, gold: np.ndarray) -> dict[str, float]:
 def check_gold(gold: np.ndarray, path: object, scale: tuple[float, float] = (0, 5)) -> None:
     """Raise InputError where gold scores cannot be correlated with anything: fewer than 2 rows, or constant."""
     if len(gold) < 2:
-        raise InputError(f"{path}:2: 1 row, and a correlation needs 2 or more; give a file with more sentence pairs")
+        raise InputError(f"{path}: one sentence pair; a correlation needs at least two")
     if np.ptp(gold) == 0:
         same = scale[0] + gold[0] * (scale[1] - scale[0])
-        raise InputError(f"{path}:2: all {len(gold)} scores are {same:g}; a correlation needs different scores")
+        raise InputError(
+            f"{path}: all {len(gold)} scores are {same:g}; a correlation needs at least two different ones"
+        )

@@ -1,4 +1,4 @@
-"""Training with everything around it: baseline, resume, the best model reloaded and scored, what the run leaves."""
+"""Training with everything around it: base, baseline, resume, the best model reloaded and scored, what a run leaves."""
 
 import argparse
 import os
@@ -7,14 +7,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import Dataset
 from huggingface_hub import upload_folder
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import ProgressCallback
 
 from kf_deberta.cli import InputError, one_line
 from kf_deberta.evaluation.evaluator import PairEvaluator
+from kf_deberta.evaluation.scoring import check_gold
+from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import describe, load_model
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import LossLines, RecipeCallback
@@ -27,6 +33,56 @@ from kf_deberta.training.trainer import MultiTaskTrainer
 REPOSITORY = Path(__file__).resolve().parents[2]
 # the state of training, and what names folders of this machine; the card says all that others need
 NOT_PUSHED = ["trainer_state.json", RUN_FILE, ".lock", "checkpoint-*/**", "unfinished-checkpoint/**", "runs/**"]
+
+
+def load_base(args: argparse.Namespace) -> SentenceTransformer:
+    """Load the base encoder as the flags say.
+
+    Raises:
+        InputError: it cannot be loaded, or has fewer dimensions than --matryoshka_dims.
+    """
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    model = load_model(
+        args.model_name_or_path,
+        revision=args.revision,
+        dtype=getattr(torch, args.dtype),
+        fast_attention=not args.no_fast_attention,
+        max_seq_length=args.max_seq_length,
+        trust_remote_code=args.trust_remote_code,
+        normalize=args.normalize,
+        prompt=args.prompt,
+    )
+    size = model.get_embedding_dimension()
+    if args.matryoshka_dims and args.matryoshka_dims[0] > size:
+        raise InputError(
+            f"--matryoshka_dims {args.matryoshka_dims[0]}: {args.model_name_or_path} has {size} dimensions"
+        )
+    return model
+
+
+def with_matryoshka(
+    model: SentenceTransformer, losses: dict[str, torch.nn.Module], dims: list[int] | None
+) -> dict[str, torch.nn.Module]:
+    """Wrap every loss in a MatryoshkaLoss over `dims` (arXiv 2205.13147), or return them as they are without dims."""
+    return {name: MatryoshkaLoss(model, loss, dims) for name, loss in losses.items()} if dims else losses
+
+
+def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> PairEvaluator:
+    """Return the evaluator of KorSTS pairs: all eight figures, at full size and at each Matryoshka dimension.
+
+    The run keeps the model with the best cosine Spearman at full size, the figure that the published table ranks by.
+
+    Args:
+        pairs: what data_util.load_kor_sts returns for `path`.
+        path: sts-dev.tsv or sts-test.tsv; the figures carry its name without suffix.
+        args: the script's flags.
+
+    Raises:
+        InputError: one pair, or all scores are the same, so that no correlation exists.
+    """
+    check_gold(np.array(pairs["score"]), path)
+    return PairEvaluator(pairs, path.stem, args.eval_batch_size, args.matryoshka_dims or [])
 
 
 def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: PairEvaluator) -> None:
