@@ -2,17 +2,30 @@
 
 python bin/search.py                                                 # three example queries, nine sentences
 python bin/search.py "은행에서 대출을 상환하는 고객이 있다."
-python bin/search.py --corpus sentences.txt --top_k 3 < queries.txt  # one sentence a line
+python bin/search.py --corpus sentences.txt --top_k 3 < queries.txt  # one sentence per line
 python bin/search.py --onnx models/kf-deberta-multitask.onnx "한 투자자가 비트코인을 매수한다."
+
+A corpus is embedded once: its vectors are kept beside it, in <corpus>.<key>.npy, for as long as neither the model, its
+settings nor the corpus changes.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, add_model_flags, model_options, run
+from kf_deberta.cli import (
+    InputError,
+    add_model_flags,
+    check_input_file,
+    is_out_of_memory,
+    model_options,
+    printable,
+    run,
+)
+from kf_deberta.data.text import compose_texts
 
 # the financial example of the published README
 CORPUS = [
@@ -40,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     add("query", nargs="*", help="queries (default: the lines of standard input; at a terminal, three examples)")
     add("--model_name_or_path", default="upskyy/kf-deberta-multitask", help="hub name or directory (%(default)s)")
     add("--onnx", type=Path, metavar="FILE", help="embed with this exported graph instead, by onnxruntime alone")
-    add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence a line (default: nine financial sentences)")
+    add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence per line (default: nine financial sentences)")
     add("--top_k", type=int, default=5, metavar="K", help="sentences shown for each query (default: %(default)s)")
     add("--device", help="torch device (default: the accelerator where there is one)")
     add_model_flags(parser)
@@ -58,7 +71,7 @@ def lines_of(content: bytes, name: str) -> list[str]:
         number = content[: error.start].count(b"\n") + 1
         raise InputError(f"{name}:{number}: not UTF-8; give UTF-8 text") from error
     if not any(lines):
-        raise InputError(f"{name}: no sentence in it; write one a line")
+        raise InputError(f"{name}: no sentence in it; write one per line")
     return [line for line in lines if line]
 
 
@@ -68,46 +81,58 @@ def main() -> None:
     args = parse_args()
     if args.top_k < 1:
         raise InputError(f"--top_k {args.top_k}: give 1 or more")
-    corpus, queries = CORPUS, [query for query in args.query if query.strip()]
+    if not all(query.strip() for query in args.query):
+        raise InputError("a query is blank; write what to search for")
+    corpus, queries = (
+        CORPUS,
+        [query.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for query in args.query],
+    )
     if args.corpus:
-        try:
-            corpus = lines_of(args.corpus.read_bytes(), str(args.corpus))
-        except OSError as error:
-            raise InputError(f"{args.corpus}: cannot be read ({error.strerror}); give a text file") from error
+        check_input_file(args.corpus)
+        corpus = compose_texts(lines_of(args.corpus.read_bytes(), str(args.corpus)), args.corpus)
     if not queries:
         queries = QUERIES if sys.stdin.isatty() else lines_of(sys.stdin.buffer.read(), "standard input")
+    queries = compose_texts(queries, "queries")
 
-    # 2. Embeddings, scaled to length 1 so that their products are cosines
-    import numpy as np
+    # 2. Vectors of length 1, so that their products are cosines
+    from kf_deberta.model.index import embed_corpus, fingerprint, folder_files, nearest, unit_vectors
 
     if args.onnx:
         from kf_deberta.model.onnx_encoder import OnnxEncoder, describe_prompt
 
         encoder = OnnxEncoder(args.onnx, device=args.device, prompt=args.prompt)
-        embeddings = encoder.encode([*corpus, *queries])
         about = f"{args.onnx}{describe_prompt(encoder.prompt)}"
+        encode, files, settings = encoder.encode, encoder.files, about
     else:
         from kf_deberta.evaluation.published import published_pooling
+        from kf_deberta.evaluation.scoring import encode_sorted
         from kf_deberta.model.load import describe, load_model
 
         options = model_options(args) | {"pooling": args.pooling or published_pooling(args.model_name_or_path)}
         model = load_model(args.model_name_or_path, device=args.device, **options)
-        embeddings = model.encode([*corpus, *queries])
         about = f"{args.model_name_or_path}: {describe(model)}"
+        size = 64 if model.device.type == "cpu" else 256
+        encode = functools.partial(encode_sorted, model, batch_size=size, show_progress=False)
+        files = [] if model.revision else folder_files(Path(args.model_name_or_path))
+        settings = f"{about}, {model.revision}, {model.max_seq_length} tokens"
     print(about, file=sys.stderr)
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or not lengths.all():
-        raise InputError(
-            f"{args.onnx or args.model_name_or_path}: embeddings that are zero or not finite; take another"
-        )
-    embeddings = embeddings / lengths
-    scores = embeddings[len(corpus) :] @ embeddings[: len(corpus)].T
+    embed = functools.partial(unit_vectors, encode, name=str(args.onnx or args.model_name_or_path))
+    try:
+        if args.corpus:
+            vectors = embed_corpus(args.corpus, corpus, embed, fingerprint(files, settings))
+        else:
+            vectors = embed(corpus)
+        found = nearest(vectors, embed(queries), args.top_k)
+    except (MemoryError, RuntimeError) as error:  # torch's allocator raises a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("out of memory; take a smaller corpus or model, or another --device") from error
 
     # 3. The nearest sentences; equal scores in corpus order
-    for query, row in zip(queries, scores, strict=True):
-        print(f"\nQuery: {query}")
-        for index in np.argsort(-row, kind="stable")[: args.top_k]:
-            print(f"{corpus[index]} (Score: {row[index]:.4f})")
+    for query, neighbors in zip(queries, found, strict=True):
+        print(f"\nQuery: {printable(query)}")
+        for index, score in neighbors:
+            print(f"{printable(corpus[index])} (Score: {score:.4f})")
 
 
 if __name__ == "__main__":

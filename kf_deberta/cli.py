@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def say(text: str) -> None:
 def one_line(error: Exception, length: int = 200) -> str:
     """Return the message of `error` on one line of at most `length` characters."""
     return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Replace what would steer a terminal or cannot be written: control characters and halves of characters."""
+    return "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -263,6 +269,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk, met while writing
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,11 +1,11 @@
 """Benchmark records as Markdown: the table to paste, the comparison with published rows, intervals, worst pairs."""
 
-import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
+from kf_deberta.cli import printable
 from kf_deberta.data.official import BLOB_IDS
 from kf_deberta.evaluation.published import COMPARABLE_ROWS, PUBLISHED_ROWS, PublishedRow, find_published
 from kf_deberta.evaluation.results import Record, by_data, label
@@ -200,5 +200,4 @@ def in_text(record: Record) -> str:
 
 def one_cell(text: str) -> str:
     """Keep foreign text from ending its line or cell, opening HTML or steering the terminal."""
-    text = "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
-    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())
+    return " ".join(printable(text).replace("|", r"\|").replace("<", "&lt;").split())

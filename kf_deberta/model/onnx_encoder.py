@@ -29,7 +29,7 @@ class OnnxEncoder:
 
     Args:
         path: the .onnx file.
-        device: "cpu" keeps to the CPU; otherwise CUDA is used where this onnxruntime offers it.
+        device: "cpu", "cuda" or "cuda:1"; None: CUDA where this onnxruntime offers it.
         threads: threads of one operator; 0 leaves the number to onnxruntime.
         prompt: text put before every sentence; None takes the default prompt, "" none.
         normalize: scale embeddings to length 1.
@@ -60,8 +60,12 @@ class OnnxEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # fatal errors only: what goes wrong is raised
-        wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        kind, _, number = (device or "").partition(":")
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        if kind not in ("", "cpu", "cuda") or (kind == "cuda" and not has_cuda):
+            raise InputError(f"--device {device}: this onnxruntime has no such device; leave --device out")
+        cuda = [("CUDAExecutionProvider", {"device_id": int(number or 0)})] if has_cuda and kind != "cpu" else []
+        providers = [*cuda, "CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # onnxruntime raises a type of its own for each kind of broken graph
@@ -70,6 +74,9 @@ class OnnxEncoder:
             self.tokenizer = Tokenizer.from_file(str(tokenizer_path))
         except Exception as error:  # tokenizers raises bare Exception
             raise InputError(f"{tokenizer_path}: not a tokenizer file ({one_line(error)})") from error
+        # what decides the embeddings: the graph, its external data, the tokenizer
+        beside = sorted(file for file in self.path.parent.iterdir() if file.name.startswith(self.path.name))
+        self.files = [*beside, tokenizer_path]
         inputs = {node.name for node in self.session.get_inputs()}
         outputs = {node.name for node in self.session.get_outputs()}
         if inputs != INPUTS or OUTPUT not in outputs:
