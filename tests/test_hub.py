@@ -91,6 +91,7 @@ def rehearsed(hub, online, run):
         ["bin/search.py", "--revision", "main", "한 투자자가 비트코인을 매수한다."],
     )
     assert statuses == [0] * 7, output[-3000:] + stderr[-6000:]
+    assert "FutureWarning" not in stderr and stderr.count("Trying to resume download") == 1
     return output
 
 

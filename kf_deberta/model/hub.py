@@ -1,5 +1,6 @@
 """What the model hub and its cache know of a name, and what the hub's refusals mean for the user."""
 
+import logging
 import os
 
 from huggingface_hub import HfApi, ResolvedRevision, constants, get_session, resolve_revision
@@ -20,6 +21,7 @@ from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
 from kf_deberta.cli import InputError, one_line
 
 HUB_TIMEOUT_SECONDS = 5.0
+logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own, and would print twice
 NO_HUB = (httpx.TransportError, OfflineModeIsEnabled)
 
 

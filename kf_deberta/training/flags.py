@@ -182,6 +182,7 @@ def training_arguments(args: argparse.Namespace):
     if args.push_to_hub and (reason := hub_unreachable()) is not None:
         raise InputError(f"--push_to_hub: the hub cannot be reached ({reason}); train without it and push later")
     library = {name: getattr(args, name) for name in LIBRARY_FLAGS}
+    library["activation_checkpointing"] = library.pop("gradient_checkpointing")  # its name in transformers 5.23
     library["hub_private_repo"] = args.hub_private_repo or None  # None: as the owner has set it on the hub
     try:
         training_args = SentenceTransformerTrainingArguments(
