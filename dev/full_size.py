@@ -174,7 +174,6 @@ def set_timers() -> None:
     import data_util
     import kf_deberta.training.loop as loop
     import kf_deberta.training.run as training_run
-    import kf_deberta.training.setup as setup
     from kf_deberta.evaluation.evaluator import PairEvaluator
     from kf_deberta.training.batches import TripletBatchSampler
     from kf_deberta.training.callbacks import RecipeCallback
@@ -183,7 +182,7 @@ def set_timers() -> None:
     note("libraries imported", begin, now())
     timed(data_util, "load_kor_nli", "KorNLI read")
     timed(TripletBatchSampler, "__init__", "texts numbered")
-    timed(setup, "load_model", "base loaded")
+    timed(loop, "load_base", "base loaded")
     timed(PairEvaluator, "__call__", "evaluation")
     timed(MultiTaskTrainer, "training_step", "step")  # forward and backward
     timed(RecipeCallback, "on_step_end", "over")
