@@ -1,4 +1,4 @@
-"""Training with everything around it: base, baseline, resume, the best model reloaded and scored, what a run leaves."""
+"""Training with everything around it: base, baseline, resume, the best model from disk scored, what a run leaves."""
 
 import argparse
 import os
