@@ -212,7 +212,13 @@ def test_onnx_code_is_added_once_an_export_lies_inside(write, toy_base, tmp_path
     assert write(model) == text  # a card that is written with the export there has it from the start
 
 
-OFFICIAL = {"test_pairs": 1379, "content": {"KorSTS/sts-test.tsv": "d2a7c958d520ed84402c0042142a60d9a18ee3e4"}}
+OFFICIAL = {
+    "test_pairs": 1379,
+    "content": {
+        "KorSTS/sts-test.tsv": "d2a7c958d520ed84402c0042142a60d9a18ee3e4",
+        "base": "kakaobank/kf-deberta-base 363b171d71443b0874b0bf9cea053eb5b1650633",
+    },
+}
 
 
 def test_hub_names_and_the_metadata_of_the_official_data(write):
@@ -224,13 +230,14 @@ def test_hub_names_and_the_metadata_of_the_official_data(write):
     assert all('("me/my-model")' in code for code in code_blocks(text))
     assert "1,379 pairs of KorSTS test" in text and "not the official" not in text
     assert "jeon-etal-2023-kfdeberta" in text and "month     = {oct}" in text and "moth" not in text
-    assert "differ from the official" not in text
+    assert "are not the official" not in text
+    assert ["base model", "kakaobank/kf-deberta-base, commit 363b171d7144"] in tables(text)[-1]
 
 
 def test_files_that_are_not_the_official_ones_are_named(write):
     content = OFFICIAL["content"] | {"KorNLI/my_own.train.ko.tsv": "0" * 40, "base config.json": "1" * 40}
     text = write(changed_facts=OFFICIAL | {"content": content})
-    assert r"Of the data files, KorNLI/my\_own.train.ko.tsv differ from the official ones." in text
+    assert r"These data files are not the official ones: KorNLI/my\_own.train.ko.tsv." in text
 
 
 HOSTILE = 'a|b<script>"c\n\n# d`e`*f*[g](h)&lt;{{ 7 * 7 }}---'

@@ -22,7 +22,7 @@ EXAMPLES = [
     "만기가 된 정기예금을 찾으러 손님이 은행에 왔다.",
     "주식 시장에서 한 투자자가 주식을 매수한다.",
 ]
-DATA = {"nli": "triplets of KorNLI", "sts": "pairs of KorSTS"}
+DATA = {"nli": ("triplets", "KorNLI"), "sts": ("pairs", "KorSTS")}  # what the rows of an objective are, and whence
 
 
 def write_model_card(
@@ -71,7 +71,7 @@ def write_model_card(
         kf_deberta="kf-deberta" in base.lower(),
         name=hub_name or str(local),
         trust=", trust_remote_code=True" if args.trust_remote_code else "",
-        objectives=list(trainer.batch_samplers),
+        sources=[DATA[name][1] for name in trainer.batch_samplers if name in DATA],
         others=[n for n, blob in facts.get("content", {}).items() if n[:3] == "Kor" and BLOB_IDS.get(n) != blob],
         dims=[dim for dim in args.matryoshka_dims or [] if dim < trainer.model.get_embedding_dimension()],
         official=official,
@@ -131,6 +131,8 @@ def _recipe(trainer: MultiTaskTrainer, args: argparse.Namespace, facts: dict) ->
     objectives = list(trainer.batch_samplers)
     rounds = trainer.state.max_steps // len(objectives)
     rows = {"script": facts["script"]}
+    if on_hub := facts.get("content", {}).get("base"):
+        rows["base model"] = "{}, commit {:.12}".format(*on_hub.split())
     for name in objectives:
         loss = trainer.loss[name]
         kinds = [type(loss).__name__]
@@ -139,7 +141,9 @@ def _recipe(trainer: MultiTaskTrainer, args: argparse.Namespace, facts: dict) ->
             kinds.append(type(loss).__name__)
         scale = f", scale {loss.scale:g}" if hasattr(loss, "scale") else ""
         size, batch = len(trainer.train_dataset[name]), trainer.batch_samplers[name].batch_size
-        rows[f"{name.upper()} objective"] = f"{size:,} {DATA[name]}, batches of {batch}, {' over '.join(kinds)}{scale}"
+        kind, source = DATA.get(name, ("rows", name))
+        objective = f"{size:,} {kind} of {source}, batches of {batch}, {' over '.join(kinds)}{scale}"
+        rows[f"{name.upper()} objective"] = objective
     alternate = "; the objectives take turns, a round is one step of each" if len(objectives) > 1 else ""
     epochs = f"{trainer.state.epoch:.3g} epoch{'s' * (trainer.state.epoch != 1)}"
     rows["rounds"] = f"{rounds:,} in {epochs}{alternate}"
