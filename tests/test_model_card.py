@@ -214,10 +214,8 @@ def test_onnx_code_is_added_once_an_export_lies_inside(write, toy_base, tmp_path
 
 OFFICIAL = {
     "test_pairs": 1379,
-    "content": {
-        "KorSTS/sts-test.tsv": "d2a7c958d520ed84402c0042142a60d9a18ee3e4",
-        "base": "kakaobank/kf-deberta-base 363b171d71443b0874b0bf9cea053eb5b1650633",
-    },
+    "base_revision": "363b171d71443b0874b0bf9cea053eb5b1650633",
+    "content": {"KorSTS/sts-test.tsv": "d2a7c958d520ed84402c0042142a60d9a18ee3e4"},
 }
 
 

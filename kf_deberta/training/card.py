@@ -131,8 +131,8 @@ def _recipe(trainer: MultiTaskTrainer, args: argparse.Namespace, facts: dict) ->
     objectives = list(trainer.batch_samplers)
     rounds = trainer.state.max_steps // len(objectives)
     rows = {"script": facts["script"]}
-    if on_hub := facts.get("content", {}).get("base"):
-        rows["base model"] = "{}, commit {:.12}".format(*on_hub.split())
+    if commit := facts.get("base_revision"):
+        rows["base model"] = f"{args.model_name_or_path}, commit {commit[:12]}"
     for name in objectives:
         loss = trainer.loss[name]
         kinds = [type(loss).__name__]
