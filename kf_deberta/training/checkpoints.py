@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from kf_deberta.cli import InputError, one_line
-from kf_deberta.training.run import MANIFEST, UNFINISHED, checkpoints, size_and_crc
+from kf_deberta.training.run import MANIFEST, UNFINISHED, checkpoints, remove, size_and_crc
 
 
 @contextlib.contextmanager
@@ -124,11 +124,3 @@ def sum_weights(path: Path, tensors: dict[str, torch.Tensor]) -> list[int]:
         data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         crc = zlib.crc32(data.numpy(), crc)
     return [path.stat().st_size, crc]
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint: out of sight first, so that a kill leaves no half of one."""
-    trash = checkpoint.parent / UNFINISHED
-    trash.mkdir(exist_ok=True)
-    checkpoint.rename(trash / checkpoint.name)
-    shutil.rmtree(trash, ignore_errors=True)

@@ -195,14 +195,16 @@ def left_over(directory: Path, *, finished: bool) -> list[Path]:
     paths = [path for path in (*directory.glob(".*"), *directory.glob("eval/.*")) if hidden.fullmatch(path.name)]
     paths += [path for path in [directory / UNFINISHED] if path.exists()]
     if finished:
-        paths += checkpoints(directory) + [path for path in [directory / LOCK] if path.exists()]
+        paths = [*checkpoints(directory), *paths, *(path for path in [directory / LOCK] if path.exists())]
     return paths
 
 
 def tidy(directory: Path, *, finished: bool) -> None:
     """Delete what `left_over` returns."""
     for path in left_over(directory, finished=finished):
-        if path.is_dir():
+        if path.name.startswith("checkpoint-"):
+            remove(path)
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -217,6 +219,14 @@ def checkpoints(directory: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """Return the step that a checkpoint was written after."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: out of sight first, so that a kill leaves no half of one."""
+    trash = checkpoint.parent / UNFINISHED
+    trash.mkdir(exist_ok=True)
+    checkpoint.rename(trash / checkpoint.name)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def size_and_crc(path: Path) -> list[int]:

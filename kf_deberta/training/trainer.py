@@ -23,12 +23,11 @@ from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import AlternatingBatchSampler
 from kf_deberta.training.checkpoints import (
     reading,
-    remove,
     save_summed,
     sum_weights,
     write_checkpoint,
 )
-from kf_deberta.training.run import STATE, checkpoints
+from kf_deberta.training.run import STATE, checkpoints, remove
 
 PENDING_LOG = "pending_log.json"  # losses since the last log line, which a resumed run must not lose
 
