@@ -140,7 +140,7 @@ class _Padded(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def variants_of(model: nn.Module, device: str = "cpu") -> dict[str, Variant]:
+def variants_of(model: nn.Module, device: str = "cpu", *, compiled: bool = True) -> dict[str, Variant]:
     """The library's way and ours; all share the same parameters, so memory holds them once."""
     variants = {LIBRARY: Variant(model)}
 
@@ -158,7 +158,8 @@ def variants_of(model: nn.Module, device: str = "cpu") -> dict[str, Variant]:
     shared("fast attention, columns merged", merged=True)
     variants["fast attention, padded"] = Variant(shared("padded"), "padded", merged=True)
     fast = variants.pop("padded").model
-    variants["fast attention, torch.compile"] = Variant(torch.compile(fast, dynamic=True), merged=True)
+    if compiled:
+        variants["fast attention, torch.compile"] = Variant(torch.compile(fast, dynamic=True), merged=True)
     if model.training:
         variants["fast attention, CUDA graphs"] = Variant(Graphed(fast), merged=True)
     return variants

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=7, help="measured steps of each variant (default: %(default)s)")
     add("--keep_freed_memory", action="store_true", help="call keep_freed_memory first, for every variant")
     add("--peers", action="store_true", help="disentangled-flash and flashdeberta too, where they are installed")
+    add("--no_compile", action="store_true", help="leave out torch.compile, which takes a minute to compile")
     add("--no_memory", action="store_true", help="leave out the peak memory")
 
 
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
     if args.keep_freed_memory and not keep_freed_memory():
         raise InputError("--keep_freed_memory: this C library is not glibc; leave the flag out")
     model = common.base_model(args.layers, args.vocab, args.seed).train().to(args.device)
-    variants = common.variants_of(model, args.device) | (common.peers_of(model) if args.peers else {})
+    variants = common.variants_of(model, args.device, compiled=not args.no_compile) | (
+        common.peers_of(model) if args.peers else {}
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
     fastest = {}
     for objective in ["sts", "nli"] if args.objective == "both" else [args.objective]:

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Everything about speed that needs a GPU, in under 8 minutes and without a network: tables on stdout.
+#
+#   ./dev/gpu.sh                   kf-deberta-base's shape with random weights, on the first GPU
+#   ./dev/gpu.sh --device cpu      the same commands on one layer, to see them work
+#
+# Takes $PYTHON (.venv/bin/python where there is one, else python3), which has a torch for this GPU. What else it lacks
+# comes from the wheels in $WHEELS (.whl), the peers disentangled-flash and flashdeberta among them; fill that folder
+# with: pip download --no-deps --only-binary=:all: -d .whl NAME==VERSION ...
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+device=cuda layers=12 vocab=130000 rounds=30 training_rounds=57 patience=1
+case "${1:-}" in
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' dev/gpu.sh && exit ;;
+    --device) if [ "${2:-}" = cpu ]; then device=cpu layers=1 vocab=2000 rounds=1 training_rounds=1 patience=5; fi ;;
+esac
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+wheels=${WHEELS:-.whl}
+work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+# 0. packages; torch itself stays as it is
+if [ -d "$wheels" ]; then
+    "$python" -m pip install --quiet --no-index --no-deps --target "$work/packages" "$wheels"/*.whl
+    export PYTHONPATH="$work/packages"
+fi
+failed=0
+# a part that fails or takes longer than its share does not take the others with it
+part() { # part NAME SECONDS COMMAND...
+    printf '\n## %s\n\n' "$1"
+    timeout "$(($2 * patience))" "${@:3}" 2> "$work/stderr"
+    local status=$?
+    grep "left out" "$work/stderr"
+    if [ "$status" != 0 ]; then failed=1 && echo "failed with status $status:" && tail -n 5 "$work/stderr"; fi
+}
+shape=(--layers "$layers" --vocab "$vocab" --device "$device")
+
+# 1. No step waits for the GPU
+if "$python" -c 'import pytest' 2> /dev/null; then
+    part "Synchronizations" 45 "$python" -m pytest -q --no-header --durations 0 tests/test_no_synchronization.py
+fi
+# 2. A training step of each objective, then encoding
+bfloat16=("${shape[@]}" --dtype bfloat16)
+part "STS step, bfloat16" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective sts --rounds "$rounds" --peers
+part "NLI step, bfloat16" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective nli --rounds "$rounds" --peers
+part "Steps, float32" 50 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" --no_compile
+part "Encoding, bfloat16" 50 "$python" dev/speed.py encode "${bfloat16[@]}" --no_onnx
+# 3. The product's own loop, tokenization, evaluation and checkpoint included: one epoch of the sample corpus
+part "Base" 25 "$python" - "$work/base" "$layers" "$vocab" << 'PY'
+import sys
+sys.path[:0] = ["sample", "."]
+from build_base import build_base
+from transformers import AutoModel
+path, layers, vocab = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+build_base(path, hidden_size=768, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=3072,
+           position_buckets=256)
+model = AutoModel.from_pretrained(path)
+model.resize_token_embeddings(max(vocab, model.config.vocab_size), mean_resizing=False)
+model.save_pretrained(path)
+print(f"{path}: {sum(p.numel() for p in model.parameters()):,} parameters")
+PY
+start=$(date +%s)
+part "Run of $training_rounds rounds, bfloat16" 80 "$python" training_multi_task.py --bf16 --dataset_path sample \
+    --model_name_or_path "$work/base" --output_dir "$work/output" --max_rounds "$training_rounds" --disable_tqdm
+echo "whole command: $(($(date +%s) - start)) s; steps, evaluations and checkpoints of it:"
+grep -h '"train_runtime"' "$work"/output/*/trainer_state.json
+exit "$failed"
