@@ -120,6 +120,7 @@ def test_what_was_loaded_is_pinned(hub, clone, rehearsed):
     (row,) = json.loads((clone / "results.json").read_text())
     (other,) = json.loads((clone / "bin.json").read_text())
     assert (row["revision"], other["revision"]) == (hub.commits[PUBLISHED], hub.commits["bin"])
+    assert hub.asked(f"/{PUBLISHED}/resolve/{hub.commits['bin']}/pytorch_model.bin")
     assert row["cosine_spearman"] == other["cosine_spearman"], "the same weights in either format"
     assert hub.commits[PUBLISHED] in (clone / "models" / "README.md").read_text()
 
