@@ -6,28 +6,33 @@ A training run leaves its folder like this already. Weights are not touched, emb
 those files cannot describe is an error (exit status 2), and nothing is changed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, run
+from kf_deberta.cli import InputError, Parser, path, run
 
 
 def main() -> None:
-    """Load the folder, write its files anew, put them in place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, metavar="DIR", help="folder of a trained model")
-    directory = Path(parser.parse_args().model_name_or_path)
+    """Rewrite one folder and print the files that were written."""
+    # 1. Flags
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model_name_or_path", type=path, required=True, metavar="DIR", help="folder of a trained model")
+    add("--trust_remote_code", action="store_true", help="run Python code from that folder (default: off)")
+    args = parser.parse_args()
+    directory = args.model_name_or_path
     if not (directory / "modules.json").is_file():
         raise InputError(f"{directory}: no modules.json in it; give the folder of a sentence-embedding model")
 
+    # 2. Load it as it is, write its files anew, put them in place
     from kf_deberta.model.load import load_model
     from kf_deberta.model.save import make_compatible
 
-    for path in make_compatible(load_model(str(directory), device="cpu", fast_attention=False), directory):
-        print(path)
+    model = load_model(str(directory), device="cpu", fast_attention=False, trust_remote_code=args.trust_remote_code)
+    for file in make_compatible(model, directory):
+        print(file)
 
 
 if __name__ == "__main__":

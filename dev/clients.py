@@ -7,7 +7,6 @@ The environments are kept in --venvs (1.4 GB each) and made once from PyPI. Exit
 from the installed version's by more than --tolerance, or does not come.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from build_base import build_base
-from kf_deberta.cli import run
+from kf_deberta.cli import Parser, path, positive, run
 from kf_deberta.model.save import save_model
 
 CLIENTS = {  # sentence-transformers -> what was current beside it; torch is the installed one
@@ -60,28 +59,17 @@ for number, folder in enumerate(folders):
 def main() -> int:
     """Make the environments and models that are missing, embed in each, print one line per client and model."""
     # 1. Flags
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_name_or_path", nargs="+", metavar="DIR", help="model folders (default: models of the sample)")
-    add(
-        "--venvs",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "kf-clients",
-        metavar="DIR",
-        help="where the environments are (default: %(default)s)",
-    )
-    add(
-        "--tolerance",
-        type=float,
-        default=1e-5,
-        metavar="X",
-        help="largest difference of a value (default: %(default)s)",
-    )
+    add("--model_name_or_path", type=path, nargs="+", metavar="DIR", help="folders (default: models of the sample)")
+    venvs = Path(tempfile.gettempdir()) / "kf-clients"
+    add("--venvs", type=path, default=venvs, metavar="DIR", help="where the environments are")
+    add("--tolerance", type=positive, default=1e-5, help="largest difference of a value")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as directory:
         # 2. The models, and their embeddings in this environment
-        folders = {str(folder): str(Path(folder).resolve()) for folder in args.model_name_or_path or []}
+        folders = {str(folder): str(folder.resolve()) for folder in args.model_name_or_path or []}
         if not folders:
             base = build_base(Path(directory) / "base")
             for name, modules in MODULES.items():

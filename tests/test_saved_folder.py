@@ -172,3 +172,18 @@ def test_the_command_refuses_folders_it_cannot_rewrite(toy_base, tmp_path, monke
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(InputError, match="its weights lie in 0_Transformer"):
         make_compatible(SentenceTransformer(str(tmp_path), device="cpu"), tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_folder_as_it_was(toy_base, tmp_path, monkeypatch):
+    model = build(toy_base, Pooling(32))
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(directory, **_):
+        (directory / "tokenizer.json").write_text("{")
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr(model.tokenizer, "save_pretrained", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device"):
+        make_compatible(model, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

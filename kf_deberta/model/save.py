@@ -6,7 +6,7 @@ know.
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers.models import WordPiece
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, one_line
 
 POOLING_FLAGS = {  # mode -> field, in the order in which several are concatenated
     "cls": "pooling_mode_cls_token",
@@ -118,23 +118,31 @@ def make_compatible(model: SentenceTransformer, directory: Path) -> list[Path]:
     All are written aside first and then replace the old ones, modules.json last; the paths are returned.
 
     Raises:
-        InputError: the old files cannot describe the model.
+        InputError: the old files cannot describe the model, or cannot be written.
     """
     modules = directory / "modules.json"
     elsewhere = modules.is_file() and json.loads(modules.read_text(encoding="utf-8"))[0]["path"]
     problem = f"its weights lie in {elsewhere}" if elsewhere else format_problem(model)
     if problem:
         raise InputError(f"{directory}: cannot be written for older clients ({problem})")
-    with tempfile.TemporaryDirectory(prefix=".compatible-", dir=directory) as temporary:
-        save_model(model, Path(temporary), weights=False)
-        (Path(temporary) / "config.json").unlink()
-        written = sorted(
-            (p for p in Path(temporary).rglob("*") if p.is_file()), key=lambda p: p.name == "modules.json"
-        )
-        placed = [directory / path.relative_to(temporary) for path in written]
-        for path, target in zip(written, placed, strict=True):
+    work = directory / ".compatible-unfinished"
+    shutil.rmtree(work, ignore_errors=True)  # left by a call that was killed
+    try:
+        save_model(model, work, weights=False)
+        (work / "config.json").unlink()
+        written = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "modules.json")
+        placed = [directory / path.relative_to(work) for path in [*written, work / "modules.json"]]
+        for target in placed:
             target.parent.mkdir(exist_ok=True)
-            path.replace(target)
+            (work / target.relative_to(directory)).replace(target)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error) is not Exception:  # which tokenizers raises
+            raise
+        raise InputError(
+            f"{directory}: cannot be written ({one_line(error)}); free space or its permissions"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     for path in directory.glob("*_Normalize/config.json"):  # an empty folder in the old format
         path.unlink()
     honor_umask(directory)
