@@ -19,19 +19,65 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from kf_deberta.cli import (
+    InputError,
+    Parser,
+    add_model_flags,
+    count,
+    file_path,
+    flags_first,
+    model_name,
+    model_options,
+    number,
+    one_of,
+    run,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    add("--model_name_or_path", type=model_name, default="upskyy/kf-deberta-multitask", help="hub name or directory")
+    add("--max_seq_length", type=count, help="tokens that tokenizer.json truncates to (default: the model's)")
+    add("--normalize", action="store_true", help="scale embeddings to length 1 inside the graph")
+    add_model_flags(model)
+    add = parser.add_argument_group("graph").add_argument
+    add("--opset", type=number(int, least=18, most=22), default=18, help="ONNX operator set")
+    add("--quantize", action="store_true", help="write <name>-int8.onnx too, dynamic int8 for CPUs")
+    why = (
+        "int8 weights in 7 bits, for CPUs without VNNI (x86 before about 2019), where sums of 8-bit products overflow"
+    )
+    add("--reduce_range", type=one_of("auto", "yes", "no"), default="auto", help=f"{why}; auto asks this CPU")
+    add("--fp16", action="store_true", help="write <name>-fp16.onnx too, for GPU runtimes")
+    add("--force", action="store_true", help="keep int8 that loses over 2 points of cosine Spearman")
+    add = parser.add_argument_group("run").add_argument
+    add("--output_dir", type=file_path, default=Path("models"), help="folder of graphs, tokenizer and README")
+    names = "name the graphs as hub clients look for them: onnx/model.onnx, model_quantized.onnx, model_fp16.onnx"
+    add("--hub_layout", action="store_true", help=names)
+    add("--into_model_dir", action="store_true", help="put the graphs into the model's directory too, by these names")
+    data = "folder of sts-test.tsv; if it is there, --quantize compares the figures of torch, float32 and int8"
+    add("--sts_dataset_path", type=file_path, default=Path("kor-nlu-datasets/KorSTS"), help=data)
+    args = parser.parse_args()
+    if args.into_model_dir and not Path(args.model_name_or_path).is_dir():
+        raise InputError(f"--into_model_dir: {args.model_name_or_path} is not a local directory; leave the flag out")
+    return args
+
+
+flags_first(parse_args)
+
 import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from data_util import load_kor_sts
-from kf_deberta.cli import InputError, add_model_flags, model_options, run
 from kf_deberta.evaluation.published import published_pooling
 from kf_deberta.evaluation.scoring import check_gold
 from kf_deberta.export import check as onnx_check
 from kf_deberta.export.folder import HUB_NAMES, check_alone, check_free, deliver, plain_names, reserved
 from kf_deberta.export.graph import (
-    OPSETS,
     ExportError,
     check_modules,
     copy_graph,
@@ -43,52 +89,6 @@ from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
 from kf_deberta.export.readme import readme
 from kf_deberta.model.load import describe, load_model
 from kf_deberta.training.card import add_onnx_usage
-
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Export a sentence-embedding model as ONNX, pooling inside.")
-    add = parser.add_argument
-    default = "upskyy/kf-deberta-multitask"
-    add("--model_name_or_path", default=default, metavar="M", help="hub name or directory (default: %(default)s)")
-    add("--output_dir", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
-    add("--opset", type=int, choices=OPSETS, default=min(OPSETS), help="ONNX operator set (default: %(default)s)")
-    add("--max_seq_length", type=int, metavar="N", help="tokens tokenizer.json truncates to (default: the model's)")
-    add("--quantize", action="store_true", help="also write <name>-int8.onnx, dynamic int8 for CPUs (default: off)")
-    add(
-        "--reduce_range",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="int8 weights in 7 bits, for target CPUs without VNNI (x86 before about 2019): there sums of 8-bit "
-        "products overflow and embeddings degrade; with VNNI 8 bits are exact. auto asks this CPU (default: auto)",
-    )
-    add("--fp16", action="store_true", help="also write <name>-fp16.onnx, for GPU runtimes (default: off)")
-    add(
-        "--hub_layout",
-        action="store_true",
-        help="name the graphs onnx/model.onnx, onnx/model_quantized.onnx and onnx/model_fp16.onnx, as hub "
-        "clients look for them (default: <name>.onnx, <name>-int8.onnx and <name>-fp16.onnx)",
-    )
-    add(
-        "--into_model_dir",
-        action="store_true",
-        help="also put the graphs into the model's directory, named as --hub_layout does (default: off)",
-    )
-    add(
-        "--sts_dataset_path",
-        type=Path,
-        default=Path("kor-nlu-datasets/KorSTS"),
-        metavar="DIR",
-        help="where sts-test.tsv is; with --quantize the KorSTS figures of torch, float32 and int8 are compared, "
-        "if the directory is there (default: %(default)s)",
-    )
-    add("--force", action="store_true", help="keep int8 that loses over 2 points of cosine Spearman (default: off)")
-    add("--normalize", action="store_true", help="scale embeddings to length 1 inside the graph (default: off)")
-    add_model_flags(parser)
-    args = parser.parse_args()
-    if args.into_model_dir and not Path(args.model_name_or_path).is_dir():
-        raise InputError(f"--into_model_dir: {args.model_name_or_path} is not a local directory; leave the flag out")
-    return args
 
 
 def load_test_pairs(directory: Path) -> Dataset | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, Parser, path, run
+from kf_deberta.cli import InputError, Parser, file_path, run
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     # 1. Flags
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_name_or_path", type=path, required=True, metavar="DIR", help="folder of a trained model")
-    add("--trust_remote_code", action="store_true", help="run Python code from that folder (default: off)")
+    add("--model_name_or_path", type=file_path, required=True, help="folder of a trained model")
+    add("--trust_remote_code", action="store_true", help="run Python code from that folder")
     args = parser.parse_args()
     directory = args.model_name_or_path
     if not (directory / "modules.json").is_file():

@@ -1,9 +1,9 @@
 """Semantic search: the corpus sentences nearest to each query by cosine similarity.
 
-python bin/search.py                                                 # three example queries, nine sentences
-python bin/search.py "은행에서 대출을 상환하는 고객이 있다."
-python bin/search.py --corpus sentences.txt --top_k 3 < queries.txt  # one sentence per line
-python bin/search.py --onnx models/kf-deberta-multitask.onnx "한 투자자가 비트코인을 매수한다."
+    python bin/search.py                                                 # three example queries, nine sentences
+    python bin/search.py "은행에서 대출을 상환하는 고객이 있다."
+    python bin/search.py --corpus sentences.txt --top_k 3 < queries.txt  # one sentence per line
+    python bin/search.py --onnx models/kf-deberta-multitask.onnx "한 투자자가 비트코인을 매수한다."
 
 A corpus is embedded once: its vectors are kept beside it, in <corpus>.<key>.npy, for as long as neither the model, its
 settings nor the corpus changes.
@@ -18,9 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kf_deberta.cli import (
     InputError,
+    Parser,
     add_model_flags,
     check_input_file,
+    count,
+    file_path,
     is_out_of_memory,
+    model_name,
     model_options,
     printable,
     run,
@@ -48,15 +52,17 @@ QUERIES = [
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Find the corpus sentences nearest to each query.")
-    add = parser.add_argument
+    parser = Parser(__doc__, positional=" [query ...]")
+    add = parser.add_argument_group("search").add_argument
     add("query", nargs="*", help="queries (default: the lines of standard input; at a terminal, three examples)")
-    add("--model_name_or_path", default="upskyy/kf-deberta-multitask", help="hub name or directory (%(default)s)")
-    add("--onnx", type=Path, metavar="FILE", help="embed with this exported graph instead, by onnxruntime alone")
-    add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence per line (default: nine financial sentences)")
-    add("--top_k", type=int, default=5, metavar="K", help="sentences shown for each query (default: %(default)s)")
+    add("--corpus", type=file_path, help="UTF-8 file, one sentence per line (default: nine financial sentences)")
+    add("--top_k", type=count, default=5, help="sentences shown per query")
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    add("--model_name_or_path", type=model_name, default="upskyy/kf-deberta-multitask", help="hub name or directory")
+    add("--onnx", type=file_path, help="exported graph to embed with instead, by onnxruntime alone")
     add("--device", help="torch device (default: the accelerator where there is one)")
-    add_model_flags(parser)
+    add_model_flags(model)
     args = parser.parse_args()
     if args.onnx and args.pooling:
         raise InputError(f"{args.onnx}: pooling is inside the graph; leave --pooling {args.pooling} out")
@@ -79,8 +85,6 @@ def main() -> None:
     """Embed corpus and queries, and print the nearest sentences of each query."""
     # 1. Corpus and queries
     args = parse_args()
-    if args.top_k < 1:
-        raise InputError(f"--top_k {args.top_k}: give 1 or more")
     if not all(query.strip() for query in args.query):
         raise InputError("a query is blank; write what to search for")
     corpus, queries = (

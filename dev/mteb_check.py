@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
-from kf_deberta.cli import InputError, Parser, path, run
+from kf_deberta.cli import InputError, Parser, file_path, run
 from kf_deberta.data.pairs import load_file
 from kf_deberta.evaluation.scoring import FIGURES, encode_pairs, encode_sorted, pair_similarities, score
 from kf_deberta.model.load import load_model
@@ -58,11 +58,14 @@ def main() -> int:
     add = parser.add_argument
     add("--model_name_or_path", required=True, help="folder or hub name of the model")
     add(
-        "--sts_file", type=path, default="kor-nlu-datasets/KorSTS/sts-test.tsv", help="KorSTS file to feed MTEB's task"
+        "--sts_file",
+        type=file_path,
+        default="kor-nlu-datasets/KorSTS/sts-test.tsv",
+        help="KorSTS file to feed MTEB's task",
     )
     add("--name", default="local/model", help="owner/model as MTEB is to call it")
     add("--revision", default="local", help="commit of the model on the hub")
-    add("--output_dir", type=path, default="mteb-results", help="folder for MTEB's result files")
+    add("--output_dir", type=file_path, default="mteb-results", help="folder for MTEB's result files")
     args = parser.parse_args()
     if args.name.count("/") != 1:
         raise InputError(f"--name {args.name}: give owner/model")

@@ -24,7 +24,7 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from kf_deberta.cli import InputError, Parser, path, read_json, run, seed, text_path
+from kf_deberta.cli import InputError, Parser, file_path, model_name, read_json, run, seed
 
 PUBLISHED = "published"
 COSENT = "--sts_loss cosent --sts_batch_size 32 --learning_rate 4e-5 --num_epochs 20"  # half the rounds of published
@@ -155,13 +155,13 @@ def main() -> None:
         return run_stage(sys.argv[2:])
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_name_or_path", type=text_path, default="kakaobank/kf-deberta-base", help="base encoder")
-    add("--dataset_path", type=path, default=Path("kor-nlu-datasets"), help="folder of KorNLI/ and KorSTS/")
+    add("--model_name_or_path", type=model_name, default="kakaobank/kf-deberta-base", help="base encoder")
+    add("--dataset_path", type=file_path, default=Path("kor-nlu-datasets"), help="folder of KorNLI/ and KorSTS/")
     add("--recipes", nargs="+", help="names of recipes (default: all)")
     add("--add", nargs="+", default=[], metavar="RECIPE", help="more recipes, each 'name: stage && stage'")
     add("--seeds", nargs="+", type=seed, default=[1, 2, 3], help="seeds of every recipe")
     add("--flags", default="", help="flags for every stage, in one word; its own come after them")
-    add("--output_dir", type=path, default=Path("output/recipes"), help="where the runs and the table go")
+    add("--output_dir", type=file_path, default=Path("output/recipes"), help="where the runs and the table go")
     args = parser.parse_args()
     recipes = dict(RECIPES)
     for text in args.add:

@@ -37,13 +37,27 @@ def run(main: Callable[[], int | None]) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with contextlib.suppress(AttributeError):  # no stdout at all
         sys.stdout.reconfigure(errors="replace")  # Hangul on a terminal that has none
-    try:
+    with _errors_in_one_line():
         status = main()
         if sys.stdout is not None:
             sys.stdout.flush()
         sys.exit(status)
+
+
+def flags_first(parse_args: Callable[[], argparse.Namespace]) -> None:
+    """Parse the command line of the running script before its slow imports: --help and errors answer at once."""
+    if parse_args.__module__ == "__main__":
+        with _errors_in_one_line():
+            parse_args()
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+        return
     except InputError as error:
-        message = str(error)
+        message, cause = str(error), error
     except BrokenPipeError:  # the reader of our output, such as head, is done
         _drop_stdout()
         sys.exit(141)
@@ -52,12 +66,12 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
         remedy = "; free space or choose another directory" if full else ""
-        message = f"{error.filename or _unnamed_output()}: {error.strerror}{remedy}"
+        message, cause = f"{error.filename or _unnamed_output()}: {error.strerror}{remedy}", error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if os.environ.get("KF_DEBUG"):
-        traceback.print_exc()
+        traceback.print_exception(cause)
     if "LOCAL_RANK" in os.environ and (rank := os.environ.get("RANK", "0")) != "0":
         # most errors are met by all processes and told by the first, whose end ends the others while they wait here
         signal.signal(signal.SIGTERM, lambda *_: os._exit(INPUT_ERROR_STATUS))
@@ -114,6 +128,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         if not action.option_strings or "(default:" in action.help or isinstance(action, argparse._HelpAction):
             return action.help
+        if action.required:
+            return f"{action.help} (required)"
         shown = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         if shown is None or shown is False or shown == "":
             shown = "off" if action.nargs == 0 else "none"
@@ -126,9 +142,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Flags of a command, whose docstring is the help; what is wrong with a flag is an InputError."""
 
-    def __init__(self, doc: str, refused: Mapping[str, str] | None = None) -> None:
+    def __init__(self, doc: str, refused: Mapping[str, str] | None = None, positional: str = "") -> None:
         """Take the docstring of the command, and for flags that are refused by name what to say of them."""
-        super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, usage="%(prog)s [flags]")
+        usage = f"%(prog)s [flags]{positional}"
+        super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage)
         self.refused = refused or {}
 
     def error(self, message: str) -> None:
@@ -201,7 +218,7 @@ def several(kind: Callable[[str], object]) -> Callable[[str], list]:
     return convert
 
 
-def text_path(text: str) -> str:
+def model_name(text: str) -> str:
     """Return a path, or a model's hub name, with ~ expanded."""
     try:
         text.encode()
@@ -210,17 +227,17 @@ def text_path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def path(text: str) -> Path:
+def file_path(text: str) -> Path:
     """Return a path with ~ expanded."""
-    return Path(text_path(text))
+    return Path(model_name(text))
 
 
-text_path.metavar, path.metavar = "MODEL", "PATH"
+model_name.metavar, file_path.metavar = "MODEL", "PATH"
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(group: argparse._ActionsContainer) -> None:
     """Add the flags that say how a finished model is loaded; `model_options` turns them into load_model's."""
-    add = parser.add_argument
+    add = group.add_argument
     add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
     pooling = "pooling of an encoder without modules.json (default: as published, else mean)"
     add("--pooling", type=one_of("mean", "cls"), help=pooling)

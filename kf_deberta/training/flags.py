@@ -11,15 +11,15 @@ from kf_deberta.cli import (
     Parser,
     check_writable,
     count,
+    file_path,
+    model_name,
     not_negative,
     number,
     one_line,
     one_of,
-    path,
     positive,
     seed,
     several,
-    text_path,
 )
 from kf_deberta.data.download import DEFAULT_PATH, check_data_set
 from kf_deberta.training.run import recorded_flags
@@ -104,7 +104,7 @@ def training_parser(doc: str, recipe: dict[str, object], output_prefix: str) -> 
     add("--matryoshka_dims", type=several(count), help=dims)
 
     add = parser.add_argument_group("model").add_argument
-    add("--model_name_or_path", type=text_path, default="kakaobank/kf-deberta-base", help="base encoder")
+    add("--model_name_or_path", type=model_name, default="kakaobank/kf-deberta-base", help="base encoder")
     add("--revision", help="commit, branch or tag of a hub model (default: main)")
     add("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="data type of the weights")
     add("--no_fast_attention", action="store_true", help="use the library's slower DeBERTa attention")
@@ -113,13 +113,13 @@ def training_parser(doc: str, recipe: dict[str, object], output_prefix: str) -> 
     add("--trust_remote_code", action="store_true", help="run Python code from the model repository")
 
     add = parser.add_argument_group("data").add_argument
-    add("--dataset_path", type=path, default=DEFAULT_PATH, help="folder of KorNLI/ and KorSTS/")
+    add("--dataset_path", type=file_path, default=DEFAULT_PATH, help="folder of KorNLI/ and KorSTS/")
     add("--download", action="store_true", help="clone the data set to --dataset_path, as is done for the default")
 
     add = parser.add_argument_group("run").add_argument
-    add("--output_dir", type=path, default=Path("output"), help="parent of the run's directory")
+    add("--output_dir", type=file_path, default=Path("output"), help="parent of the run's directory")
     add("--output_prefix", default=output_prefix, help="start of the run directory's name")
-    add("--resume", nargs="?", const="newest", type=text_path, metavar="RUN", help="go on with RUN, or the newest run")
+    add("--resume", nargs="?", const="newest", type=model_name, metavar="RUN", help="go on with RUN or the newest run")
     add("--save_steps", type=count, help="rounds between checkpoints beside those at evaluations (default: none)")
     add("--logging_steps", type=count, default=50, help="rounds between logged losses")
     add("--eval_batch_size", type=count, default=64, help="sentences per batch in evaluation")
