@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from build_base import build_base
-from kf_deberta.cli import Parser, path, positive, run
+from kf_deberta.cli import Parser, file_path, positive, run
 from kf_deberta.model.save import save_model
 
 CLIENTS = {  # sentence-transformers -> what was current beside it; torch is the installed one
@@ -61,9 +61,15 @@ def main() -> int:
     # 1. Flags
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_name_or_path", type=path, nargs="+", metavar="DIR", help="folders (default: models of the sample)")
+    add(
+        "--model_name_or_path",
+        type=file_path,
+        nargs="+",
+        metavar="DIR",
+        help="folders (default: models of the sample)",
+    )
     venvs = Path(tempfile.gettempdir()) / "kf-clients"
-    add("--venvs", type=path, default=venvs, metavar="DIR", help="where the environments are")
+    add("--venvs", type=file_path, default=venvs, metavar="DIR", help="where the environments are")
     add("--tolerance", type=positive, default=1e-5, help="largest difference of a value")
     args = parser.parse_args()
 

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kf_deberta.cli import Parser, count, one_of, path, run, several, text_path
+from kf_deberta.cli import Parser, count, file_path, model_name, one_of, run, several
 
 RECIPES = {"multi": "training_multi_task", "nli": "training_nli", "sts": "training_sts"}
 FLAGS = ["--eval_steps", "2", "--save_steps", "1", "--logging_steps", "1", "--output_dir", "out"]
@@ -30,8 +30,8 @@ EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 def main() -> int:
     """Walk over the events of each recipe."""
     parser = Parser(__doc__)
-    parser.add_argument("--model_name_or_path", type=text_path, required=True, help="tiny base encoder")
-    parser.add_argument("--dataset_path", type=path, required=True, help="folder of KorNLI/ and KorSTS/")
+    parser.add_argument("--model_name_or_path", type=model_name, required=True, help="tiny base encoder")
+    parser.add_argument("--dataset_path", type=file_path, required=True, help="folder of KorNLI/ and KorSTS/")
     parser.add_argument("--recipes", type=several(one_of(*RECIPES)), default=list(RECIPES), help="recipes")
     parser.add_argument("--every", type=count, default=1, help="kill at every N-th event only")
     parser.add_argument("--max_rounds", type=count, default=3, help="rounds of each run")
