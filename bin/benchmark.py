@@ -15,21 +15,33 @@ Exit status 2 when a model could not be scored; the results of the others are pr
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from kf_deberta.cli import INPUT_ERROR_STATUS, InputError, add_model_flags, check_writable, run
+from kf_deberta.cli import (
+    INPUT_ERROR_STATUS,
+    InputError,
+    add_model_flags,
+    check_writable,
+    is_out_of_memory,
+    one_line,
+    run,
+)
 from kf_deberta.data.download import ensure_kor_nlu_datasets
 from kf_deberta.data.pairs import HUB, SCALE, Pairs, load_file, load_pairs
-from kf_deberta.evaluation.models import score_model
+from kf_deberta.evaluation.models import load_encoder
 from kf_deberta.evaluation.published import COMPARABLE_ROWS
 from kf_deberta.evaluation.report import errors_table, one_cell, published_table, report
 from kf_deberta.evaluation.results import FORMATS, Record, add_bootstrap, label, read_results, write_results
-from kf_deberta.evaluation.scoring import PRECISIONS, check_gold
+from kf_deberta.evaluation.scoring import PRECISIONS, check_gold, encode_pairs, pair_similarities, score, transform
 
 DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "numpy", "scipy")
@@ -79,10 +91,10 @@ def parse_args() -> argparse.Namespace:
     add("--no_published", action="store_true", help="no published rows (default: off)")
     add("--published", action="store_true", help="print the published rows alone and stop (default: off)")
     args = parser.parse_args()
-    if args.results and (args.model_name_or_path or args.bootstrap or args.errors or args.plot):
-        raise InputError(
-            "--results prints what was saved; leave out --model_name_or_path, --bootstrap, --errors, --plot"
-        )
+    given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    for mode, wanted in (("published", ()), ("results", ("output", "no_published", "reproduces"))):
+        if mode in given and (others := [name for name in given if name not in (mode, *wanted)]):
+            raise InputError(f"--{mode} prints what was saved; leave out --{', --'.join(others)}")
     if args.revision and len(args.model_name_or_path) > 1:
         raise InputError(f"--revision {args.revision}: goes with one model; score the others in a call of their own")
     if args.batch_size is not None and args.batch_size < 1:
@@ -207,6 +219,61 @@ def load_data(args: argparse.Namespace) -> list[Pairs]:
     if len({pairs.blob_id for pairs in data}) < len(data):
         raise InputError(f"{', '.join(pairs.name for pairs in data)}: the same data twice; give it once")
     return data
+
+
+def score_model(
+    name: str, args: argparse.Namespace, data: Sequence[Pairs], about: Record
+) -> list[tuple[Record, np.ndarray | None]]:
+    """Encode each data set with one model once and score every asked truncation and precision of its embeddings.
+
+    Returns the records, each with its similarities, (4, pairs), or None where its `error` says why there are none.
+    """
+    results: list[tuple[Record, np.ndarray | None]] = []
+    about = about | {"model": name}
+    loaded, load_error = attempt(lambda: load_encoder(name, args))
+    if loaded is not None:
+        encode, about["revision"], about["settings"] = loaded
+        print(f"{name}: {about['settings']}", file=sys.stderr)
+    for pairs in data:
+        facts = about | describe_data(pairs)
+        embedded, error, start = None, load_error, time.perf_counter()
+        if loaded is not None:
+            embedded, error = attempt(lambda p=pairs: encode_pairs(encode, p.sentences1, p.sentences2))
+        if embedded is not None:
+            facts |= {"sentences": len(embedded.embeddings), "seconds": time.perf_counter() - start}
+            if np.allclose(np.linalg.norm(embedded.embeddings, axis=1), 1, atol=0.01):  # by whatever makes them so
+                facts["settings"] += ", normalized"
+        variants = itertools.product(args.truncate_dims, args.precision) if embedded else [(None, "float32")]
+        for dimension, precision in variants:
+            values = None
+            if embedded is not None:
+                cut = (embedded, dimension, precision)
+                values, error = attempt(lambda cut=cut: pair_similarities(transform(*cut)))
+            figures = {} if values is None else score(values, pairs.gold)
+            results.append(
+                (facts | {"dimensions": dimension, "precision": precision, "error": error} | figures, values)
+            )
+    for message in dict.fromkeys(record["error"] for record, _ in results if record["error"]):
+        print(f"error: {message if message.startswith(name) else f'{name}: {message}'}", file=sys.stderr)
+    return results
+
+
+def attempt(action: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Return what `action` returns and None, or None and why not: a bad model loses nothing of the others' results."""
+    try:
+        return action(), None
+    except InputError as failure:
+        return None, str(failure)
+    except Exception as failure:  # a foreign model's code may raise anything
+        if is_out_of_memory(failure):
+            return None, "out of memory; lower --batch_size"
+        return None, f"encoding failed ({type(failure).__name__}: {one_line(failure)})"
+
+
+def describe_data(pairs: Pairs) -> Record:
+    """Return what identifies a data set in a record."""
+    facts = {"data": pairs.name, "rows": len(pairs.gold), "blob_id": pairs.blob_id}
+    return facts | {"data_revision": pairs.revision, "note": pairs.note or None}
 
 
 def save(paths: list[Path], records: list[Record]) -> int:

@@ -64,8 +64,10 @@ def parse_args() -> argparse.Namespace:
     add("--device", help="torch device (default: the accelerator where there is one)")
     add_model_flags(model)
     args = parser.parse_args()
-    if args.onnx and args.pooling:
-        raise InputError(f"{args.onnx}: pooling is inside the graph; leave --pooling {args.pooling} out")
+    of_torch = ("model_name_or_path", "revision", "pooling", "trust_remote_code", "no_fast_attention")
+    given = [name for name in of_torch if getattr(args, name) != parser.get_default(name)]
+    if args.onnx and given:
+        raise InputError(f"{args.onnx}: the graph is all that is loaded; leave out --{', --'.join(given)}")
     return args
 
 

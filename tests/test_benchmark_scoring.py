@@ -8,7 +8,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import AutoModel, AutoTokenizer
 
 from data_util import load_kor_sts
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, is_out_of_memory
 from kf_deberta.evaluation.scoring import (
     FIGURES,
     PairEmbeddings,
@@ -161,3 +161,11 @@ def test_what_has_no_correlation_is_an_input_error():
         check_gold(np.array([0.5]), "f.tsv")
     with pytest.raises(InputError, match="f.tsv: all 3 scores are 2.5"):
         check_gold(np.full(3, 0.5), "f.tsv")
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty, lambda size: [0] * size])
+def test_every_library_s_lack_of_memory_is_known(allocate):
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011
+        allocate(1 << 58)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))

@@ -49,6 +49,7 @@ def test_scores_and_order_equal_plain_transformers(run_script, toy_base, tmp_pat
     [
         (["물음", "--top_k", "0"], "--top_k: must be 1 or more, not 0"),
         (["물음", " \t"], "a query is blank"),
+        (["물음", "--onnx", "x.onnx", "--pooling", "cls", "--revision", "v1"], "leave out --revision, --pooling"),
         (["물음", "--corpus", "/dev/zero"], "/dev/zero: a pipe or a device"),
         (["물음", "--corpus", "{missing}"], "missing: No such file"),
         (["물음", "--corpus", "{binary}"], ":2: not UTF-8"),
