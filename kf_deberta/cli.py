@@ -320,4 +320,4 @@ def read_json(path: Path, keys: dict[str, type]) -> dict:
 
 def escape_markdown(text: str) -> str:
     """Return `text` on one line, with nothing in it that Markdown or HTML takes for its own, in tables too."""
-    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(printable(text).split())).replace("&", "&amp;")

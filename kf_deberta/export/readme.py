@@ -1,12 +1,12 @@
 """The README that an exported graph is delivered with."""
 
 import json
-import re
 from pathlib import Path
 
 import jinja2
 from sentence_transformers import SentenceTransformer
 
+from kf_deberta.cli import escape_markdown
 from kf_deberta.model.load import default_prompt
 
 TEMPLATE = Path(__file__).with_name("readme.md")
@@ -20,7 +20,7 @@ KINDS = {
 def readme(model: SentenceTransformer, name: str, graphs: dict[str, str], opset: int) -> str:
     """Markdown text for `graphs` (file names by kind, see KINDS), exported from model `name`."""
     environment = jinja2.Environment(keep_trailing_newline=True)
-    environment.filters["plain"] = lambda text: re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
+    environment.filters["plain"] = escape_markdown
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         revision=model.revision,
