@@ -18,9 +18,15 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
 
 INPUT_ERROR_STATUS = 2
+FIRST_SECONDS, PLAIN_SECONDS = 5.0, 30.0  # to the first line of progress on a pipe, and between lines
 OTHERS_WAIT_SECONDS = 3.0  # torchrun ends the other processes sooner than that after the first error
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class InputError(Exception):
@@ -33,7 +39,9 @@ def run(main: Callable[[], int | None]) -> None:
     A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug. With KF_DEBUG=1
     in the environment the traceback stands above the line.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that temporary files go
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with contextlib.suppress(AttributeError):  # no stdout at all
         sys.stdout.reconfigure(errors="replace")  # Hangul on a terminal that has none
@@ -100,6 +108,70 @@ def say(text: str) -> None:
     """Show a sign of life on stderr, once for all processes of a machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
+
+
+class PlainProgress:
+    """What tqdm is on a terminal, for a pipe or a file: a line of text, at most one every PLAIN_SECONDS."""
+
+    def __init__(self, total: int, desc: str, unit: str, initial: int = 0) -> None:
+        """Take how many units there are, what is counted and what was done before."""
+        self.total, self.desc, self.unit, self.n, self.initial = total, desc, unit, initial, initial
+        self.start = time.monotonic()
+        self.next = self.start + FIRST_SECONDS
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        """Have the lines from now on end with `text`."""
+        self.text = f": {text}"
+
+    def update(self, number: int) -> None:
+        """Count `number` more units, and print where things stand unless that was done a moment ago."""
+        self.n += number
+        now = time.monotonic()
+        if now < self.next or not self.initial < self.n < self.total:
+            return
+        self.next = now + PLAIN_SECONDS
+        seconds = (now - self.start) / (self.n - self.initial)
+        rate = f"{1 / seconds:.2f} {self.unit}/s, {tqdm.format_interval((self.total - self.n) * seconds)} left"
+        print(f"{self.desc} {self.n:,}/{self.total:,}, {rate}{self.text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Do what tqdm does."""
+
+
+def progress(total: int, desc: str, unit: str, initial: int = 0, disable: bool = False) -> "tqdm | PlainProgress":
+    """Return a progress bar on a terminal, plain lines elsewhere, nothing where `disable` says so."""
+    if disable or sys.stderr.isatty():
+        return tqdm(total=total, desc=desc, unit=unit, initial=initial, disable=disable, dynamic_ncols=True)
+    return PlainProgress(total, desc, unit, initial)
+
+
+class WatchedOutput:
+    """An output stream whose closed reader (`| head`, a lost terminal) counts as SIGTERM; the rest goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Take sys.stdout or sys.stderr."""
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        """Be the stream in all else."""
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`."""
+        self._watch(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._watch(self.stream.flush)
+
+    def _watch(self, call: Callable, *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def one_line(error: Exception, length: int = 200) -> str:

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 from data_util import load_kor_sts
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, progress
 from kf_deberta.evaluation.evaluator import PairEvaluator
 
 SIMILARITIES = ["cosine", "euclidean", "manhattan", "dot"]
@@ -55,5 +55,18 @@ def test_figures_and_files_are_the_librarys(model, pairs, tmp_path):
 def test_equal_similarities_have_no_correlation(model, pairs):
     one = pairs["sentence1"][0]
     constant = pairs.with_format(None).map(lambda row: {"sentence1": one, "sentence2": one})
-    with pytest.raises(InputError, match="all pairs have the same cosine similarity"):
+    with pytest.raises(InputError, match="all pairs have the same cosine similarity.* 1 different embeddings for 1 "):
         PairEvaluator(constant, "sts-test", 7)(model)
+
+
+def test_progress_on_a_pipe_is_a_line_every_30_seconds_at_most(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    lines = progress(1000, "round", "rounds", initial=100)
+    lines.write("loss 0.5")
+    for _ in range(450):
+        clock[0] += 0.2
+        lines.update(2)
+    out = capsys.readouterr().err.splitlines()
+    assert out[0] == "round 150/1,000, 10.00 rounds/s, 01:25 left: loss 0.5"
+    assert len(out) == 3  # after 5, 35 and 65 of 90 seconds

@@ -11,6 +11,8 @@ import sys
 import zlib
 
 import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 
 import training_multi_task
 from kf_deberta.cli import run
@@ -65,10 +67,67 @@ def test_signals_at_evaluations_inside_rounds_and_at_the_end(call, whole, tmp_pa
     # after 6: an evaluation inside an epoch; 8: an epoch's end; 11: inside a round; 16: the last step of all
     output = tmp_path / "cut"
     assert call(output, at=6)[0] == 143
-    for at, number, status in ((8, signal.SIGINT, 130), (11, signal.SIGTERM, 143), (16, signal.SIGTERM, 143)):
+    for at, number, status in ((8, signal.SIGINT, 130), (11, signal.SIGHUP, 129), (16, signal.SIGTERM, 143)):
         assert call(output, "--resume", at=at, number=number)[0] == status
     assert call(output, "--resume")[0] == 0
     assert outcome(output) == whole
+
+
+def test_closed_output_ends_a_run_with_a_checkpoint(call, whole, tmp_path, monkeypatch):
+    output = tmp_path / "cut"
+    reader, writer = os.pipe()
+    original = RecipeCallback.on_evaluate
+
+    def close_first(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.close(reader)
+        return original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
+        patch.setattr(RecipeCallback, "on_evaluate", close_first)
+        patch.setattr(sys, "stdout", pipe)
+        assert call(output)[0] == 143
+    assert list(output.glob("*/checkpoint-7"))
+    assert call(output, "--resume")[0] == 0
+    assert outcome(output) == whole
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_one_line_with_what_needs_less(call, tmp_path, monkeypatch, error):
+    output, calls = tmp_path / "cut", []
+    forward = CosineSimilarityLoss.forward
+
+    def run_out(self, features, labels):
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return forward(self, features, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CosineSimilarityLoss, "forward", run_out)
+        status, captured = call(output, "--save_steps", 1, "--max_rounds", 4)
+    lines = [line for line in captured.err.splitlines() if "error:" in line]
+    assert status == 2 and len(lines) == 1 and "Traceback" not in captured.err
+    for text in (
+        "out of memory",
+        "--nli_mini_batch_size",
+        "--gradient_checkpointing",
+        "--max_seq_length",
+        "checkpoint-4",
+    ):
+        assert text in lines[0]
+    (directory,) = output.iterdir()
+    assert f"--resume {directory}" in lines[0]
+    if isinstance(error, MemoryError):
+        status, captured = call(None, "--resume", directory, "--nli_mini_batch_size", 16, bare=True)
+        assert status == 0 and "--nli_mini_batch_size was None, is 16" in captured.out
 
 
 def test_resuming_twice_from_one_checkpoint_is_the_same(call, whole, tmp_path, monkeypatch):

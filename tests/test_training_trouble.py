@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import DebertaV2Config, DebertaV2Model
 
 import training_multi_task
@@ -50,6 +51,8 @@ FLAG_CASES = [
     (["--eval_steps", "1.5"], "--eval_steps: must be a whole number, not 1.5"),
     (["--seed", "-1"], "must be 0 or more, not -1"),
     (["--matryoshka_dims", "32,x"], "--matryoshka_dims: must be a whole number, not x"),
+    (["--matryoshka_dims", "1"], "must be 2 or more, not 1"),
+    (["--model_name_or_path", "{constant}"], "sts-test: all pairs have the same cosine similarity"),
     (["--matryoshka_dims", "9999"], "has 32 dimensions"),
     (["--per_device_train_batch_size", "4"], "use --batch_size"),
     (["--max_steps", "4"], "use --max_rounds"),
@@ -115,6 +118,12 @@ def places(toy_base, tmp_path_factory):
     no_tokenizer = shutil.copytree(toy_base, root / "no_tokenizer")
     for path in [*no_tokenizer.glob("*token*"), *no_tokenizer.glob("vocab*")]:
         path.unlink()
+    constant = shutil.copytree(toy_base, root / "constant")
+    tensors = load_file(toy_base / "model.safetensors")
+    for name in tensors:
+        if "layer.1.output.LayerNorm" in name:
+            tensors[name].fill_(name.endswith("bias"))
+    save_file(tensors, constant / "model.safetensors", {"format": "pt"})
     config = json.loads((toy_base / "config.json").read_text()) | {"model_type": "unheard-of"}
     broken_model(toy_base, root / "wrong_type", "config.json", json.dumps(config).encode())
     config = json.loads((toy_base / "config.json").read_text()) | {"vocab_size": 100}

@@ -10,7 +10,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation.evaluator import BaseEvaluator
 
-from kf_deberta.cli import write_atomically
+from kf_deberta.cli import InputError, one_line, write_atomically
 from kf_deberta.evaluation.scoring import FIGURES, encode_pairs, encode_sorted, pair_similarities, score, transform
 
 
@@ -21,15 +21,21 @@ class PairEvaluator(BaseEvaluator):
     of similar length.
     """
 
-    description = "Semantic Similarity"
-
-    def __init__(self, pairs: Dataset, name: str, batch_size: int, dimensions: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        pairs: Dataset,
+        name: str,
+        batch_size: int,
+        dimensions: Sequence[int] = (),
+        show_progress: bool = True,
+    ) -> None:
         """Take the pairs with gold scores in 0..1, the name of their figures, sentences per batch and dimensions."""
         super().__init__()
         self.sentences1, self.sentences2 = pairs["sentence1"][:], pairs["sentence2"][:]
         self.gold = np.array(pairs["score"][:])
         self.name = name
         self.batch_size = batch_size
+        self.show_progress = show_progress
         self.parts = {name: None} | {f"{name}-{dimension}": dimension for dimension in dimensions}
         self.primary_metric = f"{name}_spearman_cosine"
 
@@ -41,11 +47,19 @@ class PairEvaluator(BaseEvaluator):
         Raises:
             InputError: a similarity is the same for all pairs, or an embedding is not finite.
         """
-        encode = partial(encode_sorted, model, batch_size=self.batch_size)
+        about = {"batch_size": self.batch_size, "show_progress": self.show_progress, "desc": self.name}
+        encode = partial(encode_sorted, model, **about, pairs=len(self.gold))
         pairs = encode_pairs(encode, self.sentences1, self.sentences2)
         metrics = {}
         for name, dimension in self.parts.items():
-            figures = score(pair_similarities(transform(pairs, dimension, "float32")), self.gold)
+            try:
+                figures = score(pair_similarities(transform(pairs, dimension, "float32")), self.gold)
+            except InputError as error:
+                different = len(np.unique(pairs.embeddings.round(4), axis=0))
+                raise InputError(
+                    f"{name}: {one_line(error)}: the model gives {different} different embeddings for "
+                    f"{len(pairs.embeddings)} different sentences; look at the base, --max_seq_length and the file"
+                ) from error
             for figure, value in figures.items():
                 similarity, kind = figure.split("_")
                 metrics[f"{name}_{kind}_{similarity}"] = value

@@ -18,9 +18,8 @@ from sentence_transformers.util import (
     pairwise_manhattan_sim,
     quantize_embeddings,
 )
-from tqdm import tqdm
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, progress
 
 SIMILARITIES: dict[str, Callable] = {
     "cosine": pairwise_cos_sim,
@@ -61,9 +60,16 @@ def encode_pairs(
 
 
 def encode_sorted(
-    model: SentenceTransformer, sentences: list[str], batch_size: int, show_progress: bool = True
+    model: SentenceTransformer,
+    sentences: list[str],
+    batch_size: int,
+    show_progress: bool = True,
+    desc: str = "encoding",
+    pairs: int | None = None,
 ) -> np.ndarray:
     """Encode in batches of similar token count, longest first; float32 (sentences, dimensions).
+
+    Progress is shown as `desc`, in sentences or, where they are those of so many `pairs`, in pairs.
 
     In batches of 64 this pads KorSTS test by 4 to 5%; sorted by characters, as the library does, by 31 to 38%.
     """
@@ -73,11 +79,14 @@ def encode_sorted(
         lengths = [len(sentence) for sentence in sentences]
     order = np.argsort(np.negative(lengths), kind="stable")
     batches = []
-    with tqdm(total=len(order), desc="Sentences", disable=not show_progress) as progress:
-        for start in range(0, len(order), batch_size):
-            batch = [sentences[i] for i in order[start : start + batch_size]]
-            batches.append(model.encode(batch, batch_size=len(batch), show_progress_bar=False))
-            progress.update(len(batch))
+    total = pairs or len(order)
+    bar = progress(total, desc, "pairs" if pairs else "sentences", disable=not show_progress)
+    for start in range(0, len(order), batch_size):
+        batch = [sentences[i] for i in order[start : start + batch_size]]
+        batches.append(model.encode(batch, batch_size=len(batch), show_progress_bar=False))
+        done = min(start + batch_size, len(order)) * total // len(order)
+        bar.update(done - start * total // len(order))
+    bar.close()
     return np.concatenate(batches)[np.argsort(order)].astype(np.float32, copy=False)
 
 

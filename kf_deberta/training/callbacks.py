@@ -1,22 +1,38 @@
 """When a run evaluates, saves, tells where it stands, and stops."""
 
+import contextlib
 import os
 import signal
 import types
 from collections.abc import Callable
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from kf_deberta.cli import STOP_SIGNALS, progress
 
 
-class LossLines(ProgressCallback):
-    """The library's progress bar, with one readable line a log entry instead of a dictionary."""
+class ProgressLines(TrainerCallback):
+    """Where training stands: a bar on a terminal, plain lines elsewhere, with rate, time left and losses."""
+
+    def __init__(self, objectives: int) -> None:
+        """Take the objectives per round."""
+        self.objectives = objectives
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Start at the round that a resumed run goes on from."""
+        rounds = (state.max_steps // self.objectives, state.global_step // self.objectives)
+        self.bar = progress(rounds[0], "round", "rounds", rounds[1], disable=not state.is_world_process_zero)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Count whole rounds."""
+        self.bar.update(state.global_step // self.objectives - self.bar.n)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
     ) -> None:
         """Print loss, learning rate and gradient norm of each objective."""
-        if self.training_bar is None or "round" not in logs:
+        if "round" not in logs or not state.is_world_process_zero:
             return
         names = [key.removesuffix("_learning_rate") for key in logs if key.endswith("_learning_rate")]
         parts = [
@@ -24,7 +40,11 @@ class LossLines(ProgressCallback):
             f"grad {logs[f'{name}_grad_norm']:.3f}"
             for name in names
         ]
-        self.training_bar.write(f"round {logs['round']}: {' | '.join(parts)}")
+        self.bar.write(" | ".join(parts))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """End the bar."""
+        self.bar.close()
 
 
 class RecipeCallback(TrainerCallback):
@@ -54,9 +74,10 @@ class RecipeCallback(TrainerCallback):
         self.handlers: dict[int, Callable | int | None] = {}  # those before training
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Take SIGINT and SIGTERM: the first asks for a checkpoint, a second one stops at once."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self._take_signal)
+        """Take Ctrl-C and what ends processes: the first asks for a checkpoint, a second one stops at once."""
+        for number in (signal.SIGINT, *STOP_SIGNALS):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.handlers[number] = signal.signal(number, self._take_signal)
         if state.is_world_process_zero:
             self.write_csv(state.log_history)
         if state.best_global_step:  # a resumed run may have been moved since
@@ -69,8 +90,9 @@ class RecipeCallback(TrainerCallback):
 
     def _take_signal(self, number: int, frame: types.FrameType | None) -> None:
         self.signal = number
-        if os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nfinishing the step, then a checkpoint; once more stops at once\n")  # print may be mid-call
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            with contextlib.suppress(OSError):  # print may be mid-call, the terminal gone
+                os.write(2, b"\nfinishing the step, then a checkpoint; once more stops at once\n")
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

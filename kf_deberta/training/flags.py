@@ -101,7 +101,7 @@ def training_parser(doc: str, recipe: dict[str, object], output_prefix: str) -> 
     if "scale" in recipe:
         add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
     dims = "train and score the first D values of the embeddings too, such as 768,512,256,128,64"
-    add("--matryoshka_dims", type=several(count), help=dims)
+    add("--matryoshka_dims", type=several(number(int, least=2)), help=dims)  # one value has no direction
 
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", type=model_name, default="kakaobank/kf-deberta-base", help="base encoder")

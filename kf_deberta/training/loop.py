@@ -1,9 +1,11 @@
 """Training with everything around it: base, baseline, resume, the best model from disk scored, what a run leaves."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +19,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import ProgressCallback
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, WatchedOutput, is_out_of_memory, one_line, say
 from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.evaluation.scoring import check_gold
+from kf_deberta.model.attention import FastDebertaV2Encoder
 from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import describe, load_model
 from kf_deberta.model.save import format_problem, save_model
-from kf_deberta.training.callbacks import LossLines, RecipeCallback
+from kf_deberta.training.callbacks import ProgressLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
 from kf_deberta.training.checkpoints import writing
 from kf_deberta.training.curves import draw_training_curves
@@ -43,6 +46,7 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
     """
     if not torch.accelerator.is_available():
         keep_freed_memory()
+    say(f"loading {args.model_name_or_path}")
     model = load_model(
         args.model_name_or_path,
         revision=args.revision,
@@ -58,6 +62,9 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
         raise InputError(
             f"--matryoshka_dims {args.matryoshka_dims[0]}: {args.model_name_or_path} has {size} dimensions"
         )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    fast = any(isinstance(module, FastDebertaV2Encoder) for module in model.modules())
+    say(f"model: {parameters:,} parameters, {args.dtype}, {model.device}, {'fast' if fast else 'library'} attention")
     return model
 
 
@@ -82,7 +89,7 @@ def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> P
         InputError: one pair, or all scores are the same, so that no correlation exists.
     """
     check_gold(np.array(pairs["score"]), path)
-    return PairEvaluator(pairs, path.stem, args.eval_batch_size, args.matryoshka_dims or [])
+    return PairEvaluator(pairs, path.stem, args.eval_batch_size, args.matryoshka_dims or [], not args.disable_tqdm)
 
 
 def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: PairEvaluator) -> None:
@@ -97,18 +104,17 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         InputError: the run directory cannot be written or resumed, or a figure is not a number.
         SystemExit: 130 after SIGINT, 143 after SIGTERM, once a checkpoint is written.
     """
-    # 1. The run's directory; the untrained model on test, once
-    run = open_run(args, trainer)
+    # 1. The untrained model on test, once; then the run's directory
     main = trainer.is_world_process_zero()
+    begun_with = {"base_revision": trainer.model.revision}
     if main:
         print(f"{args.model_name_or_path}: {describe(trainer.model)}", flush=True)
-    if main and "baseline" not in run.facts:
-        run.facts["base_revision"] = trainer.model.revision
-        run.facts["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
-        run.save()
-        print(
-            f"before training: KorSTS test cosine Spearman {run.facts['baseline']['cosine_spearman']:.2f}", flush=True
-        )
+    if main and args.resume is None:
+        say(f"before training: scoring KorSTS test, {len(test_evaluator.gold):,} pairs")
+        with memory_advice("a lower --eval_batch_size,"):
+            baseline = begun_with["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
+        print(f"before training: KorSTS test cosine Spearman {baseline['cosine_spearman']:.2f}", flush=True)
+    run = open_run(args, trainer, begun_with)
 
     # 2. Training, from the start or from the checkpoint
     objectives = list(trainer.batch_samplers)
@@ -120,11 +126,15 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     control = RecipeCallback(len(objectives), rounds, args.eval_steps, args.save_steps, write_csv)
     trainer.add_callback(control)
     if trainer.pop_callback(ProgressCallback):  # not there with --disable_tqdm
-        trainer.add_callback(LossLines)
+        trainer.add_callback(ProgressLines(len(objectives)))
     trainer.args.eval_on_start = run.checkpoint is None
     if run.checkpoint and main:
         print(f"resuming from {run.checkpoint}", flush=True)
-    trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+    smaller = "--gradient_checkpointing"
+    if "nli_mini_batch_size" in args:
+        smaller += " or --nli_mini_batch_size, which change no result,"
+    with watched_output(), memory_advice(smaller, trainer):
+        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if control.signal is not None:
         if main:
             print(f"\nstopped; go on with:\n  {_resume_command(run)}", flush=True)
@@ -133,12 +143,38 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         return
 
     # 3. The best model, reloaded and scored, and what the run leaves
-    if trainer.state.best_global_step is None:
-        raise InputError(f"{run.directory}: no dev figure was a number; lower --learning_rate")
     finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
     if trainer.args.push_to_hub:
         push(trainer.hub_model_id, run.directory, trainer.args.hub_token)
     print_summary(run, args)
+
+
+@contextlib.contextmanager
+def watched_output() -> Iterator[None]:
+    """Have a run whose output nobody reads any more end like one that is told to stop: with a checkpoint."""
+    out, err = WatchedOutput(sys.stdout), WatchedOutput(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+
+
+@contextlib.contextmanager
+def memory_advice(flags: str, trainer: MultiTaskTrainer | None = None) -> Iterator[None]:
+    """Turn every library's "out of memory" into one line.
+
+    Raises:
+        InputError: memory is used up; `flags` need less, and where `trainer` trains, a checkpoint to go on from.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        where, way_on = "in evaluation", "or begin anew with a lower --max_seq_length"
+        if trainer:
+            checkpoint = Path(trainer.last_checkpoint).name if trainer.last_checkpoint else "none yet"
+            where = f"in step {trainer.state.global_step}"
+            way_on = f"with --resume {trainer.args.output_dir} (checkpoint: {checkpoint}), {way_on}"
+        raise InputError(f"out of memory {where} ({one_line(error, 100)}); lower it by {flags} {way_on}") from error
 
 
 def finish(

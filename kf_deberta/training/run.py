@@ -24,6 +24,7 @@ from kf_deberta.data.official import git_blob_id
 RUN_FILE = "training_arguments.json"
 # the description of RUN_FILE; a run adds what it finds out: baseline, test, best_round, ...
 RUN_KEYS = {"script": str, "status": str, "seed": int, "arguments": dict, "content": dict, "libraries": dict}
+RUN_KEYS |= {"baseline": dict}
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
 MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
 STATE = "trainer_state.json"
@@ -264,12 +265,13 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-def open_run(args: argparse.Namespace, trainer) -> Run:
+def open_run(args: argparse.Namespace, trainer, begun_with: dict) -> Run:
     """Create the run directory, or take up the one to resume; every process gets the same.
 
     Args:
         args: the script's flags, from recorded_flags.
         trainer: the run's trainer; its output_dir becomes the run's directory.
+        begun_with: what a new run knows already, for its facts.
 
     Raises:
         InputError: not writable, or what the run to resume was begun with has changed since.
@@ -284,7 +286,8 @@ def open_run(args: argparse.Namespace, trainer) -> Run:
                 "mixed_precision": trainer.accelerator.mixed_precision,
             }
             content = content_of(args, trainer.model.revision, list(trainer.batch_samplers))
-            found = [(_take_up if args.resume else _new_run)(args, arguments, content)]
+            begun_with = begun_with | {"arguments": arguments, "content": content, "libraries": _libraries()}
+            found = [_take_up(args, begun_with) if args.resume else _new_run(args, begun_with)]
         except InputError as error:
             found = [error]
     run = broadcast_object_list(found)[0]  # a no-op in a single process
@@ -313,7 +316,7 @@ def _libraries() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
-def _new_run(args: argparse.Namespace, arguments: dict, content: dict) -> Run:
+def _new_run(args: argparse.Namespace, begun_with: dict) -> Run:
     parent, base = Path(args.output_dir).resolve(), Path(args.model_name_or_path)
     check_writable(parent)
     name = base.resolve().name if base.is_dir() else args.model_name_or_path.replace("/", "-")
@@ -327,31 +330,27 @@ def _new_run(args: argparse.Namespace, arguments: dict, content: dict) -> Run:
             continue
         _lock(directory)
         script = Path(sys.argv[0]).name
-        facts = {"script": script, "status": "unfinished", "seed": args.seed, "arguments": arguments}
-        run = Run(directory, facts | {"content": content, "libraries": _libraries()})
+        run = Run(directory, {"script": script, "status": "unfinished", "seed": args.seed, **begun_with})
         run.save()
         return run
 
 
-def _take_up(args: argparse.Namespace, arguments: dict, content: dict) -> Run:
+def _take_up(args: argparse.Namespace, begun_with: dict) -> Run:
     directory = Path(args.resume)
     facts = read_json(directory / RUN_FILE, RUN_KEYS)
-    old = facts["arguments"]
-    if old.get("processes") != arguments["processes"]:
-        raise InputError(
-            f"{directory}: begun with {old.get('processes')} processes, now {arguments['processes']}; "
-            "torchrun --nproc_per_node sets them"
-        )
-    if old.get("mixed_precision") != arguments["mixed_precision"]:
-        was, now = old.get("mixed_precision"), arguments["mixed_precision"]
+    old, new = facts["arguments"], begun_with["arguments"]
+    if (was := old.get("processes")) != (now := new["processes"]):
+        raise InputError(f"{directory}: begun with {was} processes, now {now}; torchrun --nproc_per_node sets them")
+    if (was := old.get("mixed_precision")) != (now := new["mixed_precision"]):
         raise InputError(f"{directory}: begun with mixed precision {was}, now {now}; look at ACCELERATE_ variables")
+    content = begun_with["content"]
     for name in sorted(facts["content"].keys() | content.keys()):
         if (was := facts["content"].get(name)) != (now := content.get(name)):
             raise InputError(
                 f"{directory}: {name} is not what the run was begun with (was {was}, is {now}); restore it, "
                 "or start a new run without --resume"
             )
-    if facts["libraries"] != _libraries():
+    if facts["libraries"] != begun_with["libraries"]:
         print(f"{directory}: begun with other library versions; figures may differ from an unbroken run's")
     tidy(directory, finished=False)
     return Run(directory, facts, newest_checkpoint(directory))
