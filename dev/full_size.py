@@ -171,8 +171,6 @@ def set_timers() -> None:
         setattr(owner, name, wrapper)
 
     begin = now()
-    import kf_deberta.training.setup as setup
-
     import data_util
     import kf_deberta.training.loop as loop
     import kf_deberta.training.run as training_run
