@@ -18,6 +18,7 @@ from kf_deberta.cli import (
     one_line,
     one_of,
     positive,
+    say,
     seed,
     several,
 )
@@ -160,6 +161,7 @@ def parse_flags(doc: str, recipe: dict[str, object], output_prefix: str) -> argp
     check_writable(args.output_dir)
     if token := vars(args).pop("hub_token"):  # so it is in no file and no printed command
         os.environ["HF_TOKEN"] = token
+    say("loading libraries")  # 5 seconds and more
     return args
 
 

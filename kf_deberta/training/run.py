@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kf_deberta.cli import InputError, check_writable, one_line, read_json, write_atomically
+from kf_deberta.cli import InputError, check_writable, one_line, read_json, say, write_atomically
 from kf_deberta.data.official import git_blob_id
 
 RUN_FILE = "training_arguments.json"
@@ -254,6 +254,7 @@ def fault(checkpoint: Path) -> str | None:
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest checkpoint that is complete, its best one too, or None; others are named and passed over."""
     for path in checkpoints(run_dir):
+        say(f"checking {path}")
         if reason := fault(path):
             print(f"{path}: damaged or cut short, not used ({reason})", flush=True)
             continue
