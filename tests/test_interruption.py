@@ -9,10 +9,12 @@ import shutil
 import signal
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+from transformers import PreTrainedTokenizerFast
 
 import training_multi_task
 from kf_deberta.cli import run
@@ -90,6 +92,27 @@ def test_closed_output_ends_a_run_with_a_checkpoint(call, whole, tmp_path, monke
     assert list(output.glob("*/checkpoint-7"))
     assert call(output, "--resume")[0] == 0
     assert outcome(output) == whole
+
+
+@pytest.mark.parametrize("place", ["checkpoint-8", ""])
+def test_a_disk_that_fills_up_while_the_tokenizer_is_written_is_one_line(call, tmp_path, monkeypatch, place):
+    original = PreTrainedTokenizerFast.save_pretrained
+
+    def save(self, directory, *args, **kwargs):
+        if Path(directory).name == place or not place and (Path(directory) / "eval").is_dir():
+            raise Exception("No space left on device (os error 28)")  # tokenizers' own type
+        return original(self, directory, *args, **kwargs)
+
+    output = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerFast, "save_pretrained", save)
+        status, captured = call(output, "--max_rounds", 4)
+    lines = [line for line in captured.err.splitlines() if "error:" in line]
+    (directory,) = output.iterdir()
+    assert status == 2 and len(lines) == 1 and "Traceback" not in captured.err
+    assert f"{directory / place}: cannot be written (No space left on device" in lines[0]
+    assert f"--resume {directory}" in lines[0] and not (directory / "unfinished-checkpoint").exists()
+    assert call(output, "--resume")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,27 @@ import matplotlib
 matplotlib.use("Agg")  # a file is all that is drawn, also where there is no display
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 
-from kf_deberta.cli import write_atomically
+from kf_deberta.cli import say, write_atomically
 from kf_deberta.data.pairs import Pairs
 from kf_deberta.evaluation.results import Record, label
 from kf_deberta.evaluation.scoring import FIGURES
 
 COLUMNS = 3
+HANGUL_FONTS = ("NanumGothic", "NanumBarunGothic", "NanumSquareRound", "Noto Sans CJK KR", "Noto Sans KR")
+HANGUL_FONTS += ("Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "UnDotum", "Baekmuk Dotum")
+
+
+def _use_fonts() -> set[int]:
+    """Set fonts that draw Hangul, where there is one, and names as they are (`$` too); return what can be drawn."""
+    installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    families = ["DejaVu Sans", *[name for name in HANGUL_FONTS if name in installed][:1]]
+    if len(families) == 1:
+        say("no font with Hangul is installed: in the figure such letters are ?")
+    plt.rcParams.update({"font.family": families, "text.parse_math": False})
+    return {code for name in families for code in FT2Font(installed[name]).get_charmap()}
 
 
 def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> None:
@@ -25,6 +39,7 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
         results: records without error, each with its cosines, (pairs,), and the pairs.
     """
     columns = min(COLUMNS, len(results))
+    letters = _use_fonts()
     rows = -(-len(results) // columns)
     size, same = (5 * columns, 4.5 * rows), len({pairs.scale for _, _, pairs in results}) == 1
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=same, sharey=True)
@@ -41,6 +56,7 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
         box = {"facecolor": "white", "edgecolor": "0.8", "alpha": 0.8}
         axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=7, bbox=box)
         name = label(record)
+        name = "".join(letter if ord(letter) in letters else "?" for letter in name)
         axis.set_title(name if len(name) <= 50 else "…" + name[-49:], fontsize=9)
         axis.set_xlabel("gold score")
         axis.legend(loc="upper left", fontsize=7)

@@ -216,7 +216,7 @@ def finish(
     trainer.state.best_model_checkpoint = None  # it goes, and would name a directory of this machine
     with writing(run.directory, run.directory):
         write_model_card(trainer, args, run.facts, dev, run.directory)
-        draw_training_curves(trainer.state.log_history, objectives, run.directory / "training_curves.png")
+        draw_training_curves(trainer.state.log_history, objectives, run.facts, run.directory / "training_curves.png")
         trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
         run.finish()
 
