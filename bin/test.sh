@@ -7,6 +7,8 @@ case "${1:-}" in -h | --help) sed -n '2,3s/^# \{0,1\}//p' bin/test.sh && exit ;;
 source bin/setup.sh
 setup_venv requirements-dev.txt requirements.txt
 
+dev/onnx_clients.sh # once; what cannot be installed is skipped
+
 ruff check .
 ruff format --check .
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.transformers.optimizer import optimize_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
@@ -79,10 +80,13 @@ def _torch_embed(variant: common.Variant, args: argparse.Namespace, batch: dict[
 
 
 def _onnx_encoders(encoder: nn.Module, folder: Path, threads: int) -> dict[str, Callable]:
-    """Both graphs, written by the functions that bin/export_onnx.py writes them with."""
+    """The graphs that bin/export_onnx.py writes, and what onnxruntime's own optimizer makes of the float32 one."""
     model = _as_sentence_transformer(encoder, folder)
     paths = {"ONNX, float32": folder / "float32.onnx", "ONNX, int8": folder / "int8.onnx"}
     export_model(model, paths["ONNX, float32"])
+    optimizer = optimize_model(str(paths["ONNX, float32"]), "bert", common.HEADS, common.HIDDEN)
+    paths["ONNX, float32, onnxruntime's transformer optimizer"] = folder / "optimized.onnx"
+    optimizer.save_model_to_file(str(folder / "optimized.onnx"))
     quantize_int8(paths["ONNX, float32"], paths["ONNX, int8"], reduce_range=not cpu_has_vnni())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -1,5 +1,6 @@
 """A float32 graph with int8 weights."""
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
 def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
     """Turn every product with a constant matrix into one of uint8 tokens and int8 weights of -levels..levels."""
     tables = {tensor.name: tensor for tensor in graph.initializer}
-    constants = {"int8_one": np.float32(1), "int8_127": np.float32(127), "int8_least": np.float32(1e-12)}
-    constants |= {"int8_zero": np.uint8(128), "int8_last_axis": np.array([-1])}
+    constants = {"int8_one": np.float32(1), "int8_127": np.float32(127), "int8_255": np.float32(255)}
+    constants |= {"int8_0": np.uint8(0), "int8_128": np.uint8(128), "int8_least": np.float32(1e-12)}
+    constants |= {"int8_last_axis": np.array([-1])}
     tokens, weights = set(), set()  # what is quantized already: query, key and value share their tokens
     nodes = []
     for node in graph.node:
@@ -62,34 +64,67 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
         if len(tables[w].dims) != 2:
             nodes.append(node)
             continue
-        if x not in tokens:
-            tokens.add(x)
-            nodes += [
-                onnx.helper.make_node("Abs", [x], [f"{x}_abs"]),
-                onnx.helper.make_node("ReduceMax", [f"{x}_abs", "int8_last_axis"], [f"{x}_max"], keepdims=1),
-                onnx.helper.make_node("Max", [f"{x}_max", "int8_least"], [f"{x}_positive"]),
-                onnx.helper.make_node("Div", [f"{x}_positive", "int8_127"], [f"{x}_scale"]),
-                onnx.helper.make_node("Div", [x, f"{x}_scale"], [f"{x}_steps"]),
-                onnx.helper.make_node("QuantizeLinear", [f"{x}_steps", "int8_one", "int8_zero"], [f"{x}_uint8"]),
-            ]
+        table = onnx.numpy_helper.to_array(tables[w])
+        table = table if transposed else table.T
+        # a narrowing product takes the results of an activation function, which lie nearly all on one side of zero:
+        # all 256 levels from the least to the largest; others -127 to 127 times the scale
+        one_sided = table.shape[1] > table.shape[0]
+        t = f"{x}_one_sided" if one_sided else x
+        if t not in tokens:
+            tokens.add(t)
+            nodes += _quantize_tokens(x, t, one_sided)
         q = f"{w}_transposed" if transposed else w
         if q not in weights:
             weights.add(q)
-            table = onnx.numpy_helper.to_array(tables[w])
-            rows, scale = _int8_rows(table if transposed else table.T, levels)
+            rows, scale = _int8_rows(table, levels)
             constants |= {f"{q}_int8": np.ascontiguousarray(rows.T), f"{q}_scale": scale[:, 0]}
-        result = f"{y}_product" if bias else y
+            constants[f"{q}_sums"] = (rows * scale).sum(axis=1, dtype=np.float32)
         nodes += [
-            onnx.helper.make_node("MatMulInteger", [f"{x}_uint8", f"{q}_int8", "int8_zero"], [f"{y}_int32"]),
-            onnx.helper.make_node("Cast", [f"{y}_int32"], [f"{y}_sum"], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Mul", [f"{y}_sum", f"{x}_scale"], [f"{y}_tokens"]),
-            onnx.helper.make_node("Mul", [f"{y}_tokens", f"{q}_scale"], [result]),
+            _node("MatMulInteger", [f"{t}_uint8", f"{q}_int8", _zero(one_sided)], f"{y}_int32"),
+            _node("Cast", [f"{y}_int32"], f"{y}_sum", to=onnx.TensorProto.FLOAT),
+            _node("Mul", [f"{y}_sum", f"{t}_scale"], f"{y}_tokens"),
         ]
-        if bias:
-            nodes.append(onnx.helper.make_node("Add", [result, *bias], [y]))
+        terms = [*bias]
+        if one_sided:
+            nodes.append(_node("Mul", [f"{t}_min", f"{q}_sums"], f"{y}_offset"))
+            terms.append(f"{y}_offset")
+        results = [f"{y}_scaled", f"{y}_added"][: len(terms)] + [y]
+        nodes.append(_node("Mul", [f"{y}_tokens", f"{q}_scale"], results[0]))
+        for term, (before, after) in zip(terms, itertools.pairwise(results), strict=True):
+            nodes.append(_node("Add", [before, term], after))
     graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _zero(one_sided: bool) -> str:
+    return "int8_0" if one_sided else "int8_128"
+
+
+def _quantize_tokens(x: str, t: str, one_sided: bool) -> list[onnx.NodeProto]:
+    """Nodes that turn each token of `x` into uint8 levels `t`_uint8 of size `t`_scale, from `t`_min if one-sided."""
+    if one_sided:
+        nodes = [
+            _node("ReduceMin", [x, "int8_last_axis"], f"{t}_min", keepdims=1),
+            _node("ReduceMax", [x, "int8_last_axis"], f"{t}_max", keepdims=1),
+            _node("Sub", [f"{t}_max", f"{t}_min"], f"{t}_range"),
+            _node("Sub", [x, f"{t}_min"], f"{t}_values"),
+        ]
+    else:
+        nodes = [
+            _node("Abs", [x], f"{t}_abs"),
+            _node("ReduceMax", [f"{t}_abs", "int8_last_axis"], f"{t}_range", keepdims=1),
+        ]
+    return nodes + [
+        _node("Max", [f"{t}_range", "int8_least"], f"{t}_positive"),
+        _node("Div", [f"{t}_positive", "int8_255" if one_sided else "int8_127"], f"{t}_scale"),
+        _node("Div", [f"{t}_values" if one_sided else x, f"{t}_scale"], f"{t}_levels"),
+        _node("QuantizeLinear", [f"{t}_levels", "int8_one", _zero(one_sided)], f"{t}_uint8"),
+    ]
+
+
+def _node(operator: str, inputs: list[str], output: str, **options: int) -> onnx.NodeProto:
+    return onnx.helper.make_node(operator, inputs, [output], **options)
 
 
 def _int8_rows(table: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,10 +152,10 @@ def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
             ]
         )
         nodes = [
-            onnx.helper.make_node("Gather", [f"{name}_int8", "input_ids"], [f"{output}_int8"]),
-            onnx.helper.make_node("Cast", [f"{output}_int8"], [f"{output}_rows"], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Gather", [f"{name}_scale", "input_ids"], [f"{output}_scale"]),
-            onnx.helper.make_node("Mul", [f"{output}_rows", f"{output}_scale"], [output]),
+            _node("Gather", [f"{name}_int8", "input_ids"], f"{output}_int8"),
+            _node("Cast", [f"{output}_int8"], f"{output}_rows", to=onnx.TensorProto.FLOAT),
+            _node("Gather", [f"{name}_scale", "input_ids"], f"{output}_scale"),
+            _node("Mul", [f"{output}_rows", f"{output}_scale"], output),
         ]
         graph.node.remove(node)
         for offset, new in enumerate(nodes):

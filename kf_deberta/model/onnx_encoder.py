@@ -50,10 +50,10 @@ class OnnxEncoder:
     ) -> None:
         """Open the graph and its tokenizer."""
         self.path = Path(path)
-        folder = self.path.parent
-        if folder.name == "onnx" and not (folder / "tokenizer.json").exists():
-            folder = folder.parent
-        tokenizer_path = folder / "tokenizer.json"
+        self.folder = self.path.parent
+        if self.folder.name == "onnx" and not (self.folder / "tokenizer.json").exists():
+            self.folder = self.folder.parent
+        tokenizer_path = self.folder / "tokenizer.json"
         for file in (self.path, tokenizer_path):
             if not file.is_file():
                 raise InputError(f"{file}: no such file; write the graph and its tokenizer with bin/export_onnx.py")
@@ -95,7 +95,7 @@ class OnnxEncoder:
         elif LENGTH_KEY in metadata:
             self.tokenizer.enable_truncation(int(metadata[LENGTH_KEY]))
         self.pad_id = padding.get("pad_id", 0)
-        self.prompt = read_default_prompt(folder / PROMPT_FILE) if prompt is None else prompt
+        self.prompt = read_default_prompt(self.folder / PROMPT_FILE) if prompt is None else prompt
         self.normalize = normalize
         highest = max(self.tokenizer.get_vocab().values())
         trials = [self._run(np.full(shape, highest), np.ones(shape, dtype=np.int64)) for shape in ((2, 3), (1, 5))]
