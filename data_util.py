@@ -8,21 +8,25 @@ Usage, to compare a copy of the data set with the official one, file by file:
     python data_util.py --verify kor-nlu-datasets
 """
 
-import argparse
+from __future__ import annotations
+
 import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 
-from kf_deberta.cli import InputError, run, say
+from kf_deberta.cli import InputError, Parser, file_path, run, say
 from kf_deberta.data.official import verify
 from kf_deberta.data.pairs import load_file
 from kf_deberta.data.tsv import raise_if_malformed, read_tsv, shorten
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 _told: set[Path] = set()  # files whose number of rows was warned of: once a process is enough
@@ -156,6 +160,8 @@ def _read_kor_nli(path: Path) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndar
 
 def _as_dataset(table: pa.Table) -> Dataset:
     """Wrap a table under a fingerprint of its content (the one Dataset makes itself pickles the whole table)."""
+    from datasets import Dataset  # a second to import, which --help does not need
+
     digest = hashlib.sha1(str(table.schema).encode())
     for column in table.columns:
         for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
@@ -165,8 +171,8 @@ def _as_dataset(table: pa.Table) -> Dataset:
 
 def main() -> int:
     """Print one line for each file of the data set; 0 when all are the official ones, else 2."""
-    parser = argparse.ArgumentParser(description="Compare a copy of KorNLI and KorSTS with the official files.")
-    parser.add_argument("--verify", metavar="PATH", required=True, help="folder that holds KorNLI/ and KorSTS/")
+    parser = Parser(__doc__)
+    parser.add_argument("--verify", type=file_path, required=True, help="folder that holds KorNLI/ and KorSTS/")
     results = verify(parser.parse_args().verify)
     for name, result in results.items():
         print(f"{name}: {result}")

@@ -9,7 +9,8 @@
     python bin/benchmark.py --results onnx.json other.json        # print the table again from saved results
     python bin/benchmark.py --published                           # the table of the READMEs, published rows alone
 
-Exit status 2 when a model could not be scored; the results of the others are printed and saved all the same.
+A p-value is twice the smaller share of resamples in which the difference is at most, or at least, 0. Exit status 2
+when a model could not be scored; the results of the others are printed and saved all the same.
 """
 
 import argparse
@@ -24,72 +25,76 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-
 from kf_deberta.cli import (
     INPUT_ERROR_STATUS,
     InputError,
+    Parser,
     add_model_flags,
     check_writable,
+    count,
+    file_path,
+    flags_first,
     is_out_of_memory,
+    model_name,
+    number,
     one_line,
+    one_of,
     run,
+    seed,
+    several,
 )
-from kf_deberta.data.download import ensure_kor_nlu_datasets
-from kf_deberta.data.pairs import HUB, SCALE, Pairs, load_file, load_pairs
-from kf_deberta.evaluation.models import load_encoder
-from kf_deberta.evaluation.published import COMPARABLE_ROWS
-from kf_deberta.evaluation.report import errors_table, one_cell, published_table, report
-from kf_deberta.evaluation.results import FORMATS, Record, add_bootstrap, label, read_results, write_results
-from kf_deberta.evaluation.scoring import PRECISIONS, check_gold, encode_pairs, pair_similarities, score, transform
+from kf_deberta.data.download import DEFAULT_PATH, check_data_set, ensure_kor_nlu_datasets
 
 DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "numpy", "scipy")
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 RESAMPLES, MIN_RESAMPLES = 1000, 100
 MIN_BOOTSTRAP_ROWS = 10  # fewer pairs often draw a resample of equal scores, which has no correlation
+HUB_NAMES = ("klue-sts", "sts17")
+FORMATS = (".json", ".csv")
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line; raise InputError for what can never work, before anything is loaded."""
-    parser = argparse.ArgumentParser(
-        description="Score sentence-embedding models on KorSTS: eight correlations as a Markdown table.",
-        epilog="A p-value is twice the smaller share of resamples in which the difference is at most, or at least, 0.",
-    )
-    add = parser.add_argument
-    names = f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})"
-    add("--model_name_or_path", nargs="+", action="extend", default=[], metavar="M", help=names)
-    add("--sts_dataset_path", default="kor-nlu-datasets/KorSTS", metavar="DIR", help="default: %(default)s")
-    add("--split", choices=("dev", "test"), help="file of that directory (default: test)")
-    sets = f"korsts, {', '.join(HUB)}, .tsv, .csv, .json, .jsonl, .parquet files (default: korsts)"
-    add("--data", nargs="+", action="extend", default=[], metavar="NAME_OR_FILE", help=sets)
-    names = "both sentences and the score in a file, as a,b,score (default: sentence1,sentence2,score)"
+    parser = Parser(__doc__)
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    models = f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})"
+    add("--model_name_or_path", type=model_name, nargs="+", action="extend", default=[], help=models)
+    add("--device", help="torch device (default: the accelerator where there is one)")
+    add("--batch_size", type=count, help="sentences per batch (default: 64 on a CPU, else 256)")
+    add("--bf16", action="store_true", help="encode in bfloat16 autocast")
+    add("--normalize", action="store_true", help="scale embeddings to length 1")
+    add_model_flags(model)
+
+    add = parser.add_argument_group("data").add_argument
+    sets = f"korsts, {', '.join(HUB_NAMES)}, .tsv, .csv, .json, .jsonl, .parquet files (default: korsts)"
+    add("--data", type=model_name, nargs="+", action="extend", default=[], metavar="NAME_OR_FILE", help=sets)
+    korsts = "folder with sts-dev.tsv and sts-test.tsv"
+    add("--sts_dataset_path", type=file_path, default=DEFAULT_PATH / "KorSTS", help=korsts)
+    add("--download", action="store_true", help="clone the data set to --sts_dataset_path, as is done for the default")
+    add("--split", type=one_of("dev", "test"), help="file of that folder (default: test)")
+    add("--tsv", type=file_path, help="a TSV file of any name, as --data")
+    names = "both sentences and the score in a file (default: sentence1,sentence2,score)"
     add("--columns", type=columns, metavar="A,B,SCORE", help=names)
     add("--scale", type=scale, metavar="LOW,HIGH", help="lowest and highest score in a file (default: 0,5)")
-    add("--tsv", type=Path, metavar="FILE", help="a TSV file of any name, as --data (default: none)")
-    add("--batch_size", type=int, metavar="B", help="sentences (default: 64 on a CPU, else 256)")
-    add("--device", help="torch device (default: the accelerator where there is one)")
-    add("--bf16", action="store_true", help="encode in bfloat16 autocast; not .onnx (default: off)")
-    add_model_flags(parser)
-    add("--normalize", action="store_true", help="scale embeddings to length 1 (default: off)")
-    add("--truncate_dims", type=dimensions, default=[None], metavar="D,D", help="first D dimensions (default: all)")
-    add("--precision", type=precisions, default=["float32"], metavar="P,P", help="of float32 (default), int8, binary")
-    add("--bootstrap", type=int, metavar="N", help="resamples for intervals, p-values; 0: none (default: 1000)")
-    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    add("--errors", type=int, default=0, metavar="N", help="list the N worst-ranked pairs (default: 0)")
-    add("--plot", type=Path, metavar="FILE", help="draw cosine on gold: .png, .pdf, .svg (default: none)")
-    add("--output", type=Path, nargs="+", default=[], metavar="FILE", help="save: .json, .csv (default: none)")
-    again = "print saved .json results again (default: none)"
-    add("--results", type=Path, nargs="+", default=[], metavar="FILE", help=again)
-    rows = [row.hub_name for row in COMPARABLE_ROWS]
-    add(
-        "--reproduces",
-        choices=rows,
-        metavar="NAME",
-        help="hub name of the published row that a model of yours is to reach",
-    )
-    add("--no_published", action="store_true", help="no published rows (default: off)")
-    add("--published", action="store_true", help="print the published rows alone and stop (default: off)")
+
+    add = parser.add_argument_group("scores").add_argument
+    add("--truncate_dims", type=several(count), default=[None], help="score the first N dimensions (default: all)")
+    precisions = "score the embeddings as float32, int8 or binary, several as float32,int8"
+    add("--precision", type=several(one_of("float32", "int8", "binary")), default=["float32"], help=precisions)
+    resamples = number(int, least=0, most=10**6)
+    add("--bootstrap", type=resamples, help=f"resamples for intervals and p-values; 0: none (default: {RESAMPLES})")
+    add("--seed", type=seed, default=0, help="seed of the bootstrap")
+
+    add = parser.add_argument_group("report").add_argument
+    add("--errors", type=number(int, least=0), default=0, help="list the N worst-ranked pairs")
+    add("--plot", type=file_path, help="draw cosine on gold into a .png, .pdf or .svg file")
+    add("--output", type=file_path, nargs="+", default=[], help="save the results as .json or .csv")
+    add("--results", type=file_path, nargs="+", default=[], help="print saved .json results again")
+    add("--reproduces", metavar="NAME", help="hub name of the published row that a model of yours is to reach")
+    add("--no_published", action="store_true", help="leave the published rows out")
+    add("--published", action="store_true", help="print the published rows alone and stop")
     args = parser.parse_args()
     given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     for mode, wanted in (("published", ()), ("results", ("output", "no_published", "reproduces"))):
@@ -97,11 +102,9 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f"--{mode} prints what was saved; leave out --{', --'.join(others)}")
     if args.revision and len(args.model_name_or_path) > 1:
         raise InputError(f"--revision {args.revision}: goes with one model; score the others in a call of their own")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
-    if min(args.bootstrap or 0, args.errors, args.seed) < 0 or 0 < (args.bootstrap or 0) < MIN_RESAMPLES:
-        raise InputError(f"--bootstrap takes 0 or {MIN_RESAMPLES} and more, --errors and --seed 0 and more")
-    files = [name for name in args.data if name not in ("korsts", *HUB)] + [args.tsv] * (args.tsv is not None)
+    if 0 < (args.bootstrap or 0) < MIN_RESAMPLES:
+        raise InputError(f"--bootstrap: must be 0, or {MIN_RESAMPLES} or more, not {args.bootstrap}")
+    files = [name for name in args.data if name not in ("korsts", *HUB_NAMES)] + [args.tsv] * (args.tsv is not None)
     if (args.columns or args.scale) and not files:
         raise InputError("--columns and --scale describe files; give one with --data")
     if args.split and "korsts" not in (args.data or ["korsts" if args.tsv is None else ""]):
@@ -115,15 +118,10 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f"{path}: a directory; name a file")
         if path is not None:
             check_writable(path.parent)
+    korsts = "korsts" in (args.data or ([] if args.tsv or args.results else ["korsts"]))
+    if korsts and args.sts_dataset_path.name == "KorSTS":
+        check_data_set(args.sts_dataset_path.parent, args.download)
     return args
-
-
-def dimensions(text: str) -> list[int]:
-    """Parse `768,256` for argparse, whose error line names the flag."""
-    values = [int(value) for value in text.split(",")]
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give numbers of 1 or more")
-    return values
 
 
 def columns(text: str) -> list[str]:
@@ -142,17 +140,23 @@ def scale(text: str) -> tuple[float, float]:
     return low, high
 
 
-def precisions(text: str) -> list[str]:
-    """Parse `float32,int8` for argparse, whose error line names the flag."""
-    values = text.split(",")
-    if not set(values) <= set(PRECISIONS):
-        raise argparse.ArgumentTypeError(f"{text}: give some of {','.join(PRECISIONS)}")
-    return values
+flags_first(parse_args)
+
+import numpy as np
+
+from kf_deberta.data.pairs import SCALE, Pairs, load_file, load_pairs
+from kf_deberta.evaluation.models import load_encoder
+from kf_deberta.evaluation.published import COMPARABLE_ROWS
+from kf_deberta.evaluation.report import errors_table, one_cell, published_table, report
+from kf_deberta.evaluation.results import Record, add_bootstrap, label, read_results, write_results
+from kf_deberta.evaluation.scoring import check_gold, encode_pairs, pair_similarities, score, transform
 
 
 def main() -> int:
     """Score, print, save; 0, or 2 when a row has no figures."""
     args = parse_args()
+    if args.reproduces and args.reproduces not in (names := [row.hub_name for row in COMPARABLE_ROWS]):
+        raise InputError(f"--reproduces: must be one of {', '.join(names)}, not {args.reproduces}")
     if args.published:
         print(published_table())
         return 0
@@ -208,7 +212,7 @@ def load_data(args: argparse.Namespace) -> list[Pairs]:
         if name != "korsts":
             data.append(load_pairs(name, args.columns, args.scale or SCALE))
             continue
-        folder = Path(args.sts_dataset_path)
+        folder = args.sts_dataset_path
         if folder.name == "KorSTS" and not folder.exists():
             ensure_kor_nlu_datasets(folder.parent)
         data.append(load_file(folder / f"sts-{args.split or 'test'}.tsv"))

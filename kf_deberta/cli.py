@@ -98,6 +98,7 @@ def _unnamed_output() -> str:
     """Name what an OSError without a file name is about: standard output where that cannot be written."""
     try:
         sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"")
     except OSError:
         _drop_stdout()
         return "standard output"

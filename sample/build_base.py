@@ -16,11 +16,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from kf_deberta.cli import InputError, Parser, file_path, flags_first, number, run, seed
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--output_dir", type=file_path, default=Path("output/sample-base"), help="directory to create")
+    add("--vocab_size", type=number(int, least=100, most=10**6), default=4000, help="most pieces in the vocabulary")
+    add("--hidden_size", type=number(int, least=1, most=8192), default=128, help="embedding dimension")
+    add("--num_hidden_layers", type=number(int, least=1, most=96), default=2, help="transformer layers")
+    add("--seed", type=seed, default=42, help="seed of the random weights")
+    return parser.parse_args()
+
+
+flags_first(parse_args)
+
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model
-
-from kf_deberta.cli import InputError, run
 
 SAMPLE_DIR = Path(__file__).resolve().parent
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -142,16 +157,7 @@ def build_base(
 
 def main() -> None:
     """Read the command line, build the base and say what it is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--output_dir", default="output/sample-base", help="directory to create")
-    parser.add_argument("--vocab_size", type=int, default=4000, help="most pieces in the vocabulary")
-    parser.add_argument("--hidden_size", type=int, default=128, help="embedding dimension")
-    parser.add_argument("--num_hidden_layers", type=int, default=2, help="transformer layers")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the random weights")
-    args = parser.parse_args()
-    output_dir = build_base(**vars(args))
+    output_dir = build_base(**vars(parse_args()))
     size = (output_dir / "model.safetensors").stat().st_size
     print(f"{output_dir}: DebertaV2 with random weights, {size / 1e6:.1f} MB")
 

@@ -131,7 +131,7 @@ def test_published_model_by_its_hub_name(kor_nlu, toy_base, run_script, tmp_path
         ([], HEADER + "g\tf\ty\t1\t2.0\t가\t나\n", "pairs.tsv: one sentence pair; a correlation needs at least two"),
         ([], HEADER + 3 * "g\tf\ty\t1\t2.0\t가\t나\n", "pairs.tsv: all 3 scores are 2"),
         (["--bootstrap", "100"], HEADER + "g\tf\ty\t1\t2\t가\t나\ng\tf\ty\t1\t3\t다\t나\n", "--bootstrap needs 10"),
-        (["--bootstrap", "7"], HEADER, "--bootstrap takes 0 or 100 and more"),
+        (["--bootstrap", "7"], HEADER, "--bootstrap: must be 0, or 100 or more, not 7"),
         (["--output", "results.txt"], HEADER, "results.txt: the name must end with .json or .csv"),
         (["--results", "pairs.tsv"], HEADER, "pairs.tsv: no readable results"),
         (["--results", "a.json", "--errors", "3"], HEADER, "--results prints what was saved"),
