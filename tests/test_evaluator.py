@@ -70,3 +70,7 @@ def test_progress_on_a_pipe_is_a_line_every_30_seconds_at_most(monkeypatch, caps
     out = capsys.readouterr().err.splitlines()
     assert out[0] == "round 150/1,000, 10.00 rounds/s, 01:25 left: loss 0.5"
     assert len(out) == 3  # after 5, 35 and 65 of 90 seconds
+    slow = progress(10, "round", "rounds")
+    clock[0] += 50
+    slow.update(1)
+    assert capsys.readouterr().err == "round 1/10, 50.00 s per round, 07:30 left\n"
