@@ -40,12 +40,12 @@ if "$python" -c 'import pytest' 2> /dev/null; then
 fi
 # 2. A training step of each objective, then encoding
 bfloat16=("${shape[@]}" --dtype bfloat16)
-part "STS step, bfloat16" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective sts --rounds "$rounds" --peers
+part "STS step, bfloat16" 90 "$python" dev/speed.py train "${bfloat16[@]}" --objective sts --rounds "$rounds" --peers
 part "NLI step, bfloat16" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective nli --rounds "$rounds" --peers
 part "Steps, float32" 50 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" --no_compile
-part "Encoding, bfloat16" 50 "$python" dev/speed.py encode "${bfloat16[@]}" --no_onnx
+part "Encoding, bfloat16" 40 "$python" dev/speed.py encode "${bfloat16[@]}" --no_onnx
 # 3. The product's own loop, tokenization, evaluation and checkpoint included: one epoch of the sample corpus
-part "Base" 25 "$python" - "$work/base" "$layers" "$vocab" << 'PY'
+part "Base" 20 "$python" - "$work/base" "$layers" "$vocab" << 'PY'
 import sys
 sys.path[:0] = ["sample", "."]
 from build_base import build_base
@@ -58,9 +58,12 @@ model.resize_token_embeddings(max(vocab, model.config.vocab_size), mean_resizing
 model.save_pretrained(path)
 print(f"{path}: {sum(p.numel() for p in model.parameters()):,} parameters")
 PY
-start=$(date +%s)
-part "Run of $training_rounds rounds, bfloat16" 80 "$python" training_multi_task.py --bf16 --dataset_path sample \
-    --model_name_or_path "$work/base" --output_dir "$work/output" --max_rounds "$training_rounds" --disable_tqdm
-echo "whole command: $(($(date +%s) - start)) s; steps, evaluations and checkpoints of it:"
-grep -h '"train_runtime"' "$work"/output/*/trainer_state.json
+for workers in 0 2; do # processes that tokenize beside the steps
+    start=$(date +%s)
+    part "Run of $training_rounds rounds, bfloat16, $workers workers" 60 "$python" training_multi_task.py --bf16 \
+        --dataset_path sample --model_name_or_path "$work/base" --output_dir "$work/workers$workers" \
+        --max_rounds "$training_rounds" --disable_tqdm --dataloader_num_workers "$workers"
+    echo "whole command: $(($(date +%s) - start)) s; its loop with an evaluation and a checkpoint, in seconds:"
+    grep -h '"train_runtime"' "$work/workers$workers"/*/trainer_state.json
+done
 exit "$failed"
