@@ -19,9 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jinja2
-from search import CORPUS, QUERIES, lines_of
 
-from kf_deberta.cli import InputError, run
+from kf_deberta.cli import InputError, Parser, check_input_file, file_path, run
+from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of
+from kf_deberta.data.text import compose_texts
 from kf_deberta.export.folder import check_free, deliver, reserved
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
@@ -43,12 +44,11 @@ LIBRARY_FILES = {  # in node_modules -> in the folder
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    default = Path("models/kf-deberta-multitask-int8.onnx")
-    add("--onnx", type=Path, default=default, metavar="FILE", help="an exported graph (default: %(default)s)")
-    add("--corpus", type=Path, metavar="FILE", help="UTF-8, one sentence a line (default: nine financial sentences)")
-    add("--output_dir", type=Path, default=Path("demo_page"), metavar="DIR", help="default: %(default)s")
+    parser = Parser(__doc__)
+    add = parser.add_argument_group("page").add_argument
+    add("--onnx", type=file_path, default=Path("models/kf-deberta-multitask-int8.onnx"), help="exported graph")
+    add("--corpus", type=file_path, help="UTF-8 file, one sentence per line (default: nine financial sentences)")
+    add("--output_dir", type=file_path, default=Path("demo_page"), help="folder of the page")
     return parser.parse_args()
 
 
@@ -75,10 +75,8 @@ def main() -> None:
         raise InputError(f"{args.onnx}: too large for a browser; give the int8 graph (export_onnx.py --quantize)")
     corpus = CORPUS
     if args.corpus:
-        try:
-            corpus = lines_of(args.corpus.read_bytes(), str(args.corpus))
-        except OSError as error:
-            raise InputError(f"{args.corpus}: cannot be read ({error.strerror}); give a text file") from error
+        check_input_file(args.corpus)
+        corpus = compose_texts(lines_of(args.corpus.read_bytes(), str(args.corpus)), args.corpus)
     tokenizer_files = ("tokenizer.json", "tokenizer_config.json")
     for name in tokenizer_files:
         if not (encoder.folder / name).is_file():

@@ -29,25 +29,8 @@ from kf_deberta.cli import (
     printable,
     run,
 )
+from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of
 from kf_deberta.data.text import compose_texts
-
-# the financial example of the published README
-CORPUS = [
-    "주식 시장에서 한 투자자가 주식을 매수한다.",
-    "은행에서 예금을 만기로 인출하는 고객이 있다.",
-    "금융 전문가가 새로운 투자 전략을 개발하고 있다.",
-    "증권사에서 주식 포트폴리오를 관리하는 팀이 있다.",
-    "금융 거래소에서 새로운 디지털 자산이 상장된다.",
-    "투자 은행가가 고객에게 재무 계획을 제안하고 있다.",
-    "금융 회사에서 신용평가 모델을 업데이트하고 있다.",
-    "투자자들이 새로운 ICO에 참여하려고 하고 있다.",
-    "경제 전문가가 금리 인상에 대한 예측을 내리고 있다.",
-]
-QUERIES = [
-    "한 투자자가 비트코인을 매수한다.",
-    "은행에서 대출을 상환하는 고객이 있다.",
-    "금융 분야에서 새로운 기술 동향을 조사하고 있다.",
-]
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,18 +52,6 @@ def parse_args() -> argparse.Namespace:
     if args.onnx and given:
         raise InputError(f"{args.onnx}: the graph is all that is loaded; leave out --{', --'.join(given)}")
     return args
-
-
-def lines_of(content: bytes, name: str) -> list[str]:
-    """Return the lines of UTF-8 text that hold something; InputError names `name` and the line that is wrong."""
-    try:
-        lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{name}:{number}: not UTF-8; give UTF-8 text") from error
-    if not any(lines):
-        raise InputError(f"{name}: no sentence in it; write one per line")
-    return [line for line in lines if line]
 
 
 def main() -> None:

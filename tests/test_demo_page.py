@@ -141,6 +141,6 @@ def test_what_the_page_cannot_use_is_one_line(graph, make_page, tmp_path, monkey
         assert not (tmp_path / "page").exists() or list((tmp_path / "page").iterdir()) == []
 
     refused("--onnx", tmp_path / "none.onnx", match="none.onnx: no such file")
-    refused("--onnx", graph, "--corpus", tmp_path / "none.txt", match="none.txt: cannot be read")
+    refused("--onnx", graph, "--corpus", tmp_path / "none.txt", match="none.txt: No such file")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused("--onnx", graph, match="npm: not found")
