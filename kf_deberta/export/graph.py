@@ -29,6 +29,7 @@ INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
 # opset -> version of the file format: the oldest that allows it, which the most runtimes read
 OPSETS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+MAX_TOKENS = 100_000  # a tokenizer without a length of its own says 10**30
 # a protobuf file ends at 2 GiB; below that the graph and its weights are one file
 MAX_FILE_BYTES = 1_900_000_000
 
@@ -66,6 +67,10 @@ def check_modules(model: SentenceTransformer, name: str) -> None:
     if type(first) is not Transformer or not any(isinstance(module, Pooling) for module in others):
         kinds = ", ".join(type(module).__name__ for module in model)
         raise InputError(f"{name}: its modules are {kinds}; only a Transformer followed by a Pooling can be exported")
+    if model.max_seq_length is None or model.max_seq_length > MAX_TOKENS:
+        raise InputError(
+            f"{name}: neither encoder nor tokenizer limits the tokens of a sentence; give --max_seq_length"
+        )
     if model.truncate_dim is not None:
         raise InputError(f"{name}: it truncates its embeddings to {model.truncate_dim} dimensions: not exported")
     for number, module in enumerate(others, start=1):
