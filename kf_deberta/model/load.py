@@ -109,9 +109,9 @@ def load_model(
 
 
 def pooling_of(model: SentenceTransformer) -> str:
-    """How token embeddings become one, such as `mean`, `cls` or `mean+max`; `none` without a Pooling module."""
+    """How token embeddings become one, such as `mean`, `cls` or `mean+max`; `no` without a Pooling module."""
     modes = [module.pooling_mode for module in model if isinstance(module, Pooling)]
-    return "+".join([modes[0]] if isinstance(modes[0], str) else modes[0]) if modes else "none"
+    return "+".join([modes[0]] if isinstance(modes[0], str) else modes[0]) if modes else "no"
 
 
 def describe(model: SentenceTransformer) -> str:

@@ -98,8 +98,8 @@ def take_masks_from_host(model: nn.Module) -> None:
 
 def _move_mask(model: nn.Module, inputs: tuple[dict[str, Tensor]]) -> None:
     (features,) = inputs
-    mask = features["attention_mask"]
-    if mask.device == model.device:
+    mask = features.get("attention_mask")
+    if mask is None or mask.device == model.device:  # static embeddings have none
         return
     features["attention_mask"] = moved = mask.to(model.device, non_blocking=True)
     moved.token_layout = layout_of(mask, pack=True).to(model.device)

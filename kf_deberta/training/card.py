@@ -104,7 +104,8 @@ def _usage(model: SentenceTransformer, directory: Path) -> dict:
     modes = [module.pooling_mode for module in others if isinstance(module, Pooling)]
     whole = all(module.include_prompt for module in others if isinstance(module, Pooling)) or not prompt
     known = all(isinstance(module, Pooling | Normalize) for module in others) and modes in (["mean"], ["cls"])
-    decoder = getattr(model[0].model.config, "is_encoder_decoder", False)  # AutoModel would want its inputs
+    config = getattr(model[0], "config", None)  # static embeddings have none
+    decoder = getattr(config, "is_encoder_decoder", False)  # AutoModel would want its inputs
     return {
         "examples": EXAMPLES,
         "quoted": _quoted,
@@ -114,8 +115,8 @@ def _usage(model: SentenceTransformer, directory: Path) -> dict:
         "max_seq_length": model.max_seq_length,
         "unit_length": isinstance(model[-1], Normalize),
         "plain_pooling": modes[0] if known and whole and not decoder else None,
-        "pad_id": model.tokenizer.pad_token_id,
-        "pad_token": model.tokenizer.pad_token,
+        "pad_id": getattr(model.tokenizer, "pad_token_id", None),
+        "pad_token": getattr(model.tokenizer, "pad_token", None),
         "onnx": (directory / "onnx" / "model.onnx").is_file(),
     }
 

@@ -214,7 +214,8 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         self.model.save_pretrained(output_dir, create_model_card=False)
         weights = Path(output_dir) / "model.safetensors"
         if weights.is_file():  # else sharded
-            self._sums[weights.name] = sum_weights(weights, self.model[0].auto_model.state_dict())
+            encoder = getattr(self.model[0], "auto_model", self.model[0])  # static embeddings are their own
+            self._sums[weights.name] = sum_weights(weights, encoder.state_dict())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
