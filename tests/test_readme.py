@@ -28,7 +28,8 @@ def blocks(readme: Path, language: str) -> list[str]:
 
 
 def commands(readme: Path) -> list[list[str]]:
-    lines = [line for block in blocks(readme, "bash") for line in block.splitlines() if line.strip()]
+    whole = [block.replace("\\\n", " ") for block in blocks(readme, "bash")]
+    lines = [line for block in whole for line in block.splitlines() if line.split("#")[0].strip()]
     for text, small in SMALL.items():
         lines = [line.replace(text, small) for line in lines]
     return [shlex.split(line, comments=True) for line in lines]

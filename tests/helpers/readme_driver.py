@@ -3,6 +3,7 @@
 One process imports the libraries once; its hub cache (environment) holds the small stand-ins under the real names.
 """
 
+import glob
 import json
 import runpy
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 results = []
 for command in json.loads(sys.argv[1]):
-    sys.argv = command
+    sys.argv = [name for word in command for name in (sorted(glob.glob(word)) if "*" in word else [word])]
     sys.path[0] = str(Path(command[0]).resolve().parent)
     status = 0
     print(f"$ {' '.join(command)}", flush=True)
