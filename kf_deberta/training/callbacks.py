@@ -20,9 +20,14 @@ class ProgressLines(TrainerCallback):
         self.objectives = objectives
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Show nothing while the untrained model is evaluated: that time is none of a round's."""
+        self.bar = None
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Start at the round that a resumed run goes on from."""
-        rounds = (state.max_steps // self.objectives, state.global_step // self.objectives)
-        self.bar = progress(rounds[0], "round", "rounds", rounds[1], disable=not state.is_world_process_zero)
+        if self.bar is None:
+            rounds = (state.max_steps // self.objectives, state.global_step // self.objectives)
+            self.bar = progress(rounds[0], "round", "rounds", rounds[1], disable=not state.is_world_process_zero)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Count whole rounds."""
@@ -32,7 +37,7 @@ class ProgressLines(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
     ) -> None:
         """Print loss, learning rate and gradient norm of each objective."""
-        if "round" not in logs or not state.is_world_process_zero:
+        if "round" not in logs or self.bar is None or not state.is_world_process_zero:
             return
         names = [key.removesuffix("_learning_rate") for key in logs if key.endswith("_learning_rate")]
         parts = [
@@ -44,7 +49,8 @@ class ProgressLines(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """End the bar."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class RecipeCallback(TrainerCallback):
