@@ -129,7 +129,7 @@ class PlainProgress:
         """Count `number` more units, and print where things stand unless that was done a moment ago."""
         self.n += number
         now = time.monotonic()
-        if now < self.next or not self.initial < self.n < self.total:
+        if not number or now < self.next or not self.initial < self.n < self.total:
             return
         self.next = now + PLAIN_SECONDS
         seconds = (now - self.start) / (self.n - self.initial)
