@@ -175,7 +175,7 @@ def test_train_sh_passes_flags_and_stops_at_the_first_failure(repo, place, envir
 
     def ran(*arguments):
         result = subprocess.run([script, *arguments], cwd=tmp_path, env=stubbed, capture_output=True, text=True)
-        return result.returncode, re.findall(r"ran \S*/(training_\w+\.py.*)", result.stdout), result.stderr
+        return result.returncode, re.findall(r"ran .*/(training_\w+\.py.*)", result.stdout), result.stderr
 
     assert ran() == (0, ["training_sts.py", "training_nli.py", "training_multi_task.py"], "")
     assert ran("all", "--bf16")[1][2] == "training_multi_task.py --bf16"
