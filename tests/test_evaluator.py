@@ -68,7 +68,7 @@ def test_progress_on_a_pipe_is_a_line_every_30_seconds_at_most(monkeypatch, caps
         clock[0] += 0.2
         lines.update(2)
     out = capsys.readouterr().err.splitlines()
-    assert out[0] == "round 150/1,000, 10.00 rounds/s, 01:25 left: loss 0.5"
+    assert out[0] == "round 150/1,000, 10.0 rounds/s, 01:25 left: loss 0.5"
     assert len(out) == 3  # after 5, 35 and 65 of 90 seconds
     slow = progress(10, "round", "rounds")
     clock[0] += 50

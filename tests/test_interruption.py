@@ -321,9 +321,18 @@ def test_recorded_arguments_are_checked_and_never_allow_code(call, tmp_path):
         path.write_text(json.dumps(facts | {"arguments": facts["arguments"] | {name: value}}))
         status, captured = call(None, "--resume", directory, bare=True)
         assert status == 2 and f"{path}: {name} in arguments is {value!r}" in captured.err
-    path.write_text(json.dumps(facts | {"arguments": facts["arguments"] | {"trust_remote_code": True}}))
-    status, captured = call(None, "--resume", directory, bare=True)
-    assert status == 2 and "--trust_remote_code was True, is False" in captured.err
+    path.write_text(json.dumps(facts))
+    status, captured = call(None, "--resume", directory, "--hub_token", "hf_x", bare=True)
+    assert status == 2 and "--hub_token has no effect without --push_to_hub" in captured.err
+    assert "hf_x" not in captured.err
+    for name, value, message in (
+        ("trust_remote_code", True, "--trust_remote_code was True, is False"),
+        ("mixed_precision", "bf16", "begun with mixed precision bf16, now no"),
+        ("processes", 2, "begun with 2 processes, now 1"),
+    ):
+        path.write_text(json.dumps(facts | {"arguments": facts["arguments"] | {name: value}}))
+        status, captured = call(None, "--resume", directory, bare=True)
+        assert status == 2 and message in captured.err
 
 
 def test_a_file_system_without_locks_is_said_and_trained_on(call, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ LOCK = ".lock"
 # flags that change no result: a resumed run may have others
 SAME_RESULT = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size", "download"}
 SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id", "report_to", "run_name"}
-SAME_RESULT |= {"dataloader_num_workers"}
+SAME_RESULT |= {"dataloader_num_workers", "hub_token"}
 SAME_TO_ROUNDING = {"nli_mini_batch_size", "gradient_checkpointing"}  # what to change after out of memory
 BY_CONTENT = {"dataset_path", "model_name_or_path"}  # another path to the same content is no difference
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
