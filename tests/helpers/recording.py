@@ -66,7 +66,8 @@ def record(module, arguments: list[object], output: Path) -> Recording:
         before, mine_before = [moments(other) for other in others], moments(self.states[objective])
         original_step(self, closure)
         after = [moments(other) for other in others]
-        texts = [tuple(v for v in row.values() if isinstance(v, str))[: len(row) - 1] for row in seen["rows"]]
+        rows = seen.get("rows", ())  # none where a worker collates
+        texts = [tuple(v for v in row.values() if isinstance(v, str))[: len(row) - 1] for row in rows]
         steps.append(
             Step(
                 objective,
