@@ -91,6 +91,9 @@ def load_model(
             "take a checkpoint in safetensors format"
         ) from error
     except Exception as error:  # every library raises its own type for a broken model
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            needed = "needs Python code of its own repository; read it, then allow it with --trust_remote_code"
+            raise InputError(f"{name_or_path}: {needed}") from error
         reason = f"{name_or_path}: cannot be loaded as a sentence-embedding model ({one_line(error, 300)})"
         raise InputError(hub_error(name_or_path, error) or reason) from error
     model.revision = commit and commit.resolved
