@@ -144,3 +144,28 @@ def test_a_directory_without_weights_is_one_line(masked, variant):
     (path / "pytorch_model.bin").rename(path / "tf_model.h5")
     with pytest.raises(InputError, match=r"no \.safetensors weights and no pytorch_model\.bin"):
         load_model(str(path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("owner/model", "models--owner--model"),
+        ("no-owner", "models--sentence-transformers--no-owner"),  # where the library looks for it
+        ("bert-base-multilingual-cased", "models--bert-base-multilingual-cased"),  # older than owners
+    ],
+)
+@pytest.mark.parametrize("library", [True, False])
+def test_cached_names_are_found_where_the_library_puts_them(masked, tmp_path, monkeypatch, name, folder, library):
+    if library:
+        monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(masked, tmp_path / folder / "snapshots" / commit)
+    (tmp_path / folder / "refs").mkdir()
+    (tmp_path / folder / "refs" / "main").write_text(commit)
+    model = load_model(name, device="cpu")
+    assert model.revision == commit
+    expected = plain_means(AutoModel.from_pretrained(masked).eval(), masked)
+    assert torch.allclose(model.encode(SENTENCES, convert_to_tensor=True), expected, atol=1e-5)
