@@ -79,7 +79,7 @@ def run(repo, clone):
 @pytest.fixture(scope="module")
 def rehearsed(hub, online, run):
     """Every command once without --model_name_or_path, on an empty cache, over a busy line that is cut once."""
-    hub.cut, hub.busy = {"pytorch_model.bin"}, {"config.json"}
+    hub.cut, hub.busy = {"pytorch_model.bin"}, {BASE, "config.json"}
     statuses, output, _, stderr = run(
         online,
         ["training_multi_task.py", *SMALL, "--nli_batch_size", 16],

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 
 from huggingface_hub import HfApi, ResolvedRevision, constants, get_session, resolve_revision
 from huggingface_hub.errors import (
@@ -20,7 +21,7 @@ from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
 
 from kf_deberta.cli import InputError, one_line
 
-HUB_TIMEOUT_SECONDS = 5.0
+HUB_TIMEOUT_SECONDS, BUSY_SECONDS = 5.0, 60
 logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own, and would print twice
 NO_HUB = (httpx.TransportError, OfflineModeIsEnabled)
 
@@ -36,8 +37,10 @@ def _cache() -> str | None:
     return os.environ.get("SENTENCE_TRANSFORMERS_HOME")
 
 
-def find_model(name: str, revision: str | None = None) -> tuple[ResolvedRevision, bool]:
+def find_model(name: str, revision: str | None = None, patient: bool = True) -> tuple[ResolvedRevision, bool]:
     """Find the commit that a branch, tag or commit (None: main) of a hub model names, within seconds.
+
+    A busy hub is asked once more where it is `patient` and nothing is cached, after at most BUSY_SECONDS.
 
     Returns the commit, and whether the hub does not answer, so that the cache must do.
 
@@ -56,7 +59,12 @@ def find_model(name: str, revision: str | None = None) -> tuple[ResolvedRevision
         try:
             return resolve_revision(**where, cache_dir=_cache(), local_files_only=True), True
         except RevisionResolutionError:
-            raise InputError(hub_error(name, error)) from error
+            busy = isinstance(error, HfHubHTTPError) and error.response.status_code in (429, 500, 502, 503, 504)
+            if not (busy and patient):
+                raise InputError(hub_error(name, error)) from error
+        wait = error.response.headers.get("Retry-After", "")
+        time.sleep(min(int(wait) if wait.isdigit() else 1, BUSY_SECONDS))
+    return find_model(name, revision, patient=False)
 
 
 def has_modules(name: str, revision: str | None) -> bool:

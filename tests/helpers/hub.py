@@ -51,7 +51,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}  # by SHA-256: what was redirected to, and what was uploaded
         self.log: list[Request] = []
         self.cut: set[str] = set()  # file names of which the connection is cut in the middle, once each
-        self.busy: set[str] = set()  # file names that get 429 and Retry-After, once each
+        self.busy: set[str] = set()  # names of files and repositories that get 429 and Retry-After, once each
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.cdn = f"http://localhost:{self.server_port}"
 
@@ -148,6 +148,11 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return found
 
+    def _refuse_once(self, name: str) -> None:
+        if name in self.server.busy:
+            self.server.busy.remove(name)
+            raise RefusedError(429, "", "Too many requests", **{"Retry-After": "0"})
+
     def _open(self, repository: Repository, name: str) -> None:
         if repository.gated:
             status, what = (403, "not in the authorized list") if self.token else (401, "restricted")
@@ -193,6 +198,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._json([self._entry(path, data) for path, data in inside.items()], X_Repo_Commit=commit)
         if words[:1] not in ([], ["revision"]):
             raise RefusedError(404, "", "no such page")
+        self._refuse_once(name)
         siblings = [{"rfilename": path} for path in files]
         about = {"_id": commit[:24], "id": name, "modelId": name, "sha": commit, "private": False}
         about |= {"gated": "auto" if repository.gated else False, "siblings": siblings, "tags": [], "disabled": False}
@@ -211,9 +217,7 @@ class Handler(BaseHTTPRequestHandler):
         data = repository.commits[commit].get(file)
         if data is None:
             raise RefusedError(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": commit})
-        if file in self.server.busy:
-            self.server.busy.remove(file)
-            raise RefusedError(429, "", "Too many requests", **{"Retry-After": "0"})
+        self._refuse_once(file)
         if file.endswith(LFS):
             sha = hashlib.sha256(data).hexdigest()
             headers = {"X_Repo_Commit": commit, "X_Linked_Etag": f'"{sha}"', "X_Linked_Size": str(len(data))}
