@@ -19,6 +19,7 @@ SMALL = {  # sizes that the stand-ins have
     "768,256": "32,16",
     "--nli_batch_size 2048 --nli_mini_batch_size 128": "--nli_batch_size 64 --nli_mini_batch_size 16",
 }
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAMES = ("kakaobank/kf-deberta-base", "upskyy/kf-deberta-multitask", "jhgan/ko-sroberta-multitask")
 SET_UP = {"./bin/demo.sh", "./bin/test.sh", "./bin/reproduce.sh"}  # make .venv, or need a GPU
 
@@ -44,9 +45,9 @@ def place(repo, toy_base, toy_data, tmp_path_factory):
     (root / "kor-nlu-datasets").symlink_to(toy_data)
     for name in NAMES:
         folder = root / "hub" / f"models--{name.replace('/', '--')}"
-        shutil.copytree(toy_base, folder / "snapshots" / "0")
+        shutil.copytree(toy_base, folder / "snapshots" / COMMIT)
         (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text("0")
+        (folder / "refs" / "main").write_text(COMMIT)
     return root
 
 
@@ -105,9 +106,12 @@ def test_every_python_command_runs(repo, place, environment):
     assert output.count("(Score: ") == 6  # two queries, three sentences each
     assert "| upskyy/kf-deberta-multitask |" in output
     assert (place / "models" / "kf-deberta-multitask.onnx").is_file() and (place / "scatter.png").is_file()
-    # what a kill before the first checkpoint leaves: a run without a result
+    # what a kill before the first checkpoint leaves: a run without a result, which still knows its directories
     for path in place.glob("output/kor_multi_*/training_arguments.json"):
-        path.write_text(path.read_text().replace('"finished"', '"unfinished"'))
+        facts = json.loads(path.read_text())
+        facts["status"] = "unfinished"
+        facts["arguments"]["dataset_path"] = str((place / "kor-nlu-datasets").resolve())
+        path.write_text(json.dumps(facts))
     assert resumed
     run(resumed)
 
