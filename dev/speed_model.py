@@ -56,7 +56,7 @@ def check_positive(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         least = 6 if name == "vocab" else 1  # five special tokens and a word
         if isinstance(value, int) and not isinstance(value, bool) and value < least and name != "seed":
-            raise InputError(f"--{name} {value}: must be at least {least}")
+            raise InputError(f"--{name} {value}: must be {least} or more")
 
 
 def base_model(layers: int, vocab: int, seed: int) -> DebertaV2Model:

@@ -116,5 +116,5 @@ def test_an_odd_last_batch_is_taken_whole_by_each_process():
 
 
 def test_batch_sizes_must_divide_by_the_processes():
-    with pytest.raises(InputError, match="batch size 8 does not divide by 3 processes"):
+    with pytest.raises(InputError, match="batch size 8 is not divisible by 3 processes; .* choose a multiple of 3"):
         alternating(0, 3, sizes=(33, 8))

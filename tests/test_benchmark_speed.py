@@ -97,7 +97,7 @@ def test_bad_numbers_are_refused_before_any_work(bin_modules, monkeypatch):
     import speed
 
     monkeypatch.setattr(sys, "argv", ["speed.py", "train", "--rounds", "0"])
-    with pytest.raises(InputError, match="--rounds 0: must be at least 1"):
+    with pytest.raises(InputError, match="--rounds 0: must be 1 or more"):
         speed.main()
 
 

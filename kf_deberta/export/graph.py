@@ -72,7 +72,8 @@ def check_modules(model: SentenceTransformer, name: str) -> None:
             f"{name}: neither encoder nor tokenizer limits the tokens of a sentence; give --max_seq_length"
         )
     if model.truncate_dim is not None:
-        raise InputError(f"{name}: it truncates its embeddings to {model.truncate_dim} dimensions: not exported")
+        size = model.truncate_dim
+        raise InputError(f"{name} truncates its embeddings to {size} dimensions, which the exporter does not support")
     for number, module in enumerate(others, start=1):
         if type(module) not in (Pooling, Dense, Normalize):
             raise InputError(

@@ -35,7 +35,7 @@ class ShuffledBatchSampler(DefaultBatchSampler):
     """Batches of row numbers in random order; every row once a pass, the last batch of a pass may be smaller."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
-        """Take the data set whose rows are drawn, rows a batch, and the seed of all passes."""
+        """Take the data set whose rows are drawn, rows per batch, and the seed of all passes."""
         super().__init__(dataset, batch_size=batch_size, drop_last=False, seed=seed)
         self.rows = len(dataset)
 
@@ -60,7 +60,7 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
-        """Take the triplets, triplets a batch, and the seed of all passes.
+        """Take the triplets, triplets per batch, and the seed of all passes.
 
         Raises:
             InputError: fewer triplets, or fewer different ones, than a batch holds; the original loader hangs.
