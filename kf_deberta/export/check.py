@@ -8,7 +8,15 @@ import onnx
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from kf_deberta.evaluation.scoring import FIGURES, encode_pairs, encode_sorted, pair_similarities, score
+from kf_deberta.evaluation.report import markdown
+from kf_deberta.evaluation.scoring import (
+    FIGURES,
+    SIMILARITIES,
+    encode_pairs,
+    encode_sorted,
+    pair_similarities,
+    score,
+)
 from kf_deberta.export.graph import OUTPUTS, ExportError, graph_files
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
@@ -108,12 +116,12 @@ def compare_on_kor_sts(
         encoder = OnnxEncoder(path, device="cpu")
         rows[path.name] = eight_figures(lambda s, e=encoder: e.encode(s, show_progress_bar=True), pairs)
         sizes[path.name] = sum(file.stat().st_size for file in graph_files(path))
-    print(f"\n{title}, x100, Pearson / Spearman\n\n| graph | MB | cosine | euclidean | manhattan | dot |")
-    print("|---|---|---|---|---|---|")
+    table = []
     for name, figures in rows.items():
         values = [f"{figures[name]:.2f}" for name in FIGURES]
         cells = [f"{pearson} / {spearman}" for pearson, spearman in zip(values[::2], values[1::2], strict=True)]
-        print(f"| {name} | {sizes[name] / 1e6:.1f} | {' | '.join(cells)} |")
+        table.append([name, f"{sizes[name] / 1e6:.1f}", *cells])
+    print(f"\n{title}, x100, Pearson / Spearman\n\n{markdown(['graph', 'MB', *SIMILARITIES], table)}")
     return rows
 
 
