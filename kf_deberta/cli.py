@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 INPUT_ERROR_STATUS = 2
 FIRST_SECONDS, PLAIN_SECONDS = 5.0, 30.0  # to the first line of progress on a pipe, and between lines
-OTHERS_WAIT_SECONDS = 3.0  # torchrun ends the other processes sooner than that after the first error
+OTHERS_WAIT_SECONDS = 10.0  # torchrun ends the other processes sooner than that after the first error
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

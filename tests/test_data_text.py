@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_util import load_kor_nli, load_kor_sts
+from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.cli import InputError
 from kf_deberta.data.text import compose_hangul, compose_texts
 
@@ -80,3 +80,12 @@ def test_what_is_no_file_is_refused_not_waited_for(tmp_path, kind):
     for load in (load_kor_sts, lambda path: load_kor_nli([path], 0)):
         with pytest.raises(InputError, match="No such file" if kind == "missing" else "a pipe or a device; give"):
             load(path)
+
+
+def test_folders_are_no_patterns(tmp_path):
+    root = tmp_path / "a[1] *'가"
+    (root / "KorNLI").mkdir(parents=True)
+    path = root / "KorNLI" / "x[0].train.ko.tsv"
+    path.write_text("sentence1\tsentence2\tgold_label\n비\t눈\tcontradiction\n비\t물\tentailment\n", encoding="utf-8")
+    assert find_kor_nli_train_files(root) == [path]
+    assert len(load_kor_nli([path], 0)) == 2
