@@ -1,7 +1,7 @@
 """Fine-tune a Korean encoder on KorNLI and KorSTS in turns: the recipe of upskyy/kf-deberta-multitask.
 
 A round is one step of MultipleNegativesRankingLoss on 128 KorNLI triplets, then one step of CosineSimilarityLoss on
-8 KorSTS pairs. Each objective has its own AdamW and its own schedule; 10 epochs of 719 rounds.
+8 KorSTS pairs. Each objective has its own AdamW, and the schedule counts rounds; 10 epochs of 719 rounds.
 
     python training_multi_task.py
     python training_multi_task.py --model_name_or_path klue/roberta-base --bf16

@@ -1,1 +1,1 @@
-"""What is on disk: the official files, their download, the TSV reader."""
+"""What is on disk: official files, their download, readers of TSV, pairs and sentences, Hangul composed."""

@@ -32,7 +32,7 @@ def check_divides(name: str, batch_size: int, world_size: int) -> None:
 
 
 class ShuffledBatchSampler(DefaultBatchSampler):
-    """Batches of row numbers in random order; every row once a pass, the last batch of a pass may be smaller."""
+    """Batches of row numbers in random order; every row once per pass, the last batch of a pass may be smaller."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
         """Take the data set whose rows are drawn, rows per batch, and the seed of all passes."""
@@ -47,7 +47,7 @@ class ShuffledBatchSampler(DefaultBatchSampler):
                 yield order[start : start + self.batch_size].tolist()
 
     def __len__(self) -> int:
-        """Batches a pass, the smaller last one included (719 for KorSTS in batches of 8)."""
+        """Batches per pass, the smaller last one included (719 for KorSTS in batches of 8)."""
         return -(-self.rows // self.batch_size)
 
 
@@ -78,7 +78,7 @@ class TripletBatchSampler(NoDuplicatesBatchSampler):
             )
 
     def _build_hashes(self) -> None:
-        """Number the distinct texts: an exact stand-in for hashes, three numbers a triplet."""
+        """Number the distinct texts: an exact stand-in for hashes, three numbers per triplet."""
         if self._row_hashes is not None:
             return
         columns = self.dataset.with_format("arrow")[:].columns
@@ -162,5 +162,5 @@ class AlternatingBatchSampler(MultiDatasetDefaultBatchSampler):
                 yield [row + offset for row in share]
 
     def __len__(self) -> int:
-        """Batches an epoch: rounds times objectives."""
+        """Batches per epoch: rounds times objectives."""
         return self.rounds * len(self.batch_samplers)

@@ -1,7 +1,8 @@
 """A narrow SentenceTransformerTrainer for one or several objectives that take turns, as the published run trained.
 
-The library's Trainer has one batch size, one AdamW and one schedule for all data sets. Here every objective has its
-own batch size, its own AdamW moments and its own linear schedule that counts rounds (a round is one step of each).
+The library's Trainer has one batch size and one AdamW for all data sets, and a schedule over steps. Here every
+objective has its own batch size and its own AdamW moments, and the schedule, one of three kinds, counts rounds
+(a round is one step of each).
 """
 
 import json
