@@ -23,6 +23,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 INPUT_ERROR_STATUS = 2
+HUB_TIMEOUT_SECONDS = 5.0  # to the hub's answer
 FIRST_SECONDS, PLAIN_SECONDS = 5.0, 30.0  # to the first line of progress on a pipe, and between lines
 OTHERS_WAIT_SECONDS = 10.0  # torchrun ends the other processes sooner than that after the first error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 
-from kf_deberta.cli import InputError, check_input_file, one_line
+from kf_deberta.cli import HUB_TIMEOUT_SECONDS, InputError, check_input_file, one_line
 from kf_deberta.data.official import KOR_STS_ROWS, git_blob_id
 from kf_deberta.data.text import compose_hangul, say_composed
 from kf_deberta.data.tsv import raise_if_malformed, read_tsv, shorten
@@ -20,7 +20,6 @@ FORMATS = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
 COLUMNS = ("sentence1", "sentence2", "score")
 KLUE_COLUMNS = ("sentence1", "sentence2", "labels.real-label")
 SCALE = (0.0, 5.0)
-HUB_TIMEOUT_SECONDS = 5.0
 ROWS = KOR_STS_ROWS | {"klue-sts-v1.1_train.json": 11668, "klue-sts-v1.1_dev.json": 519}
 # KorSTS train, dev and test read with CSV quoting, and de-duplicated
 LOSSY_ROWS = {5703: 5749, 1471: 1500, 5691: 5749, 1465: 1500, 1376: 1379}

@@ -19,9 +19,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
 from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import HUB_TIMEOUT_SECONDS, InputError, one_line
 
-HUB_TIMEOUT_SECONDS, BUSY_SECONDS = 5.0, 60
+BUSY_SECONDS = 60
 logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own, and would print twice
 NO_HUB = (httpx.TransportError, OfflineModeIsEnabled)
 
