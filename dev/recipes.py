@@ -13,7 +13,6 @@ Ingredients that have not won yet are no flags of the scripts, but words that a 
 """
 
 import json
-import resource
 import runpy
 import shlex
 import subprocess
@@ -91,6 +90,8 @@ def train_recipe(stages: list[str], base: str, common: list[str], folder: Path) 
 
 
 def _child_seconds() -> float:
+    import resource  # Windows has none
+
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
