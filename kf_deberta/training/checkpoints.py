@@ -72,7 +72,7 @@ def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iter
             if accelerator.is_main_process:
                 folder = parent / name
                 for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                    file = str(path.relative_to(folder))
+                    file = path.relative_to(folder).as_posix()
                     sums[file] = sums.get(file) or size_and_crc(path)
                 (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
                 folder.rename(run_dir / name)

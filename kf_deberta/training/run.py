@@ -304,13 +304,13 @@ def content_of(args: argparse.Namespace, commit: str | None, objectives: list[st
     files = [root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test", *(["train"] * ("sts" in objectives)))]
     if "nli" in objectives:
         files += (root / "KorNLI").glob("*train.ko.tsv")
-    content = {str(path.relative_to(root)): git_blob_id(path) for path in sorted(files)}
+    content = {path.relative_to(root).as_posix(): git_blob_id(path) for path in sorted(files)}
     if commit is not None:
         return content | {"base": f"{args.model_name_or_path} at {commit}"}
     kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
     files = sorted(path for path in base.rglob("*") if path.suffix in kinds and path.is_file())
     files = [path for path in files if not {"eval", "onnx"} & set(path.relative_to(base).parts)]
-    return content | {f"base {path.relative_to(base)}": git_blob_id(path) for path in files}
+    return content | {f"base {path.relative_to(base).as_posix()}": git_blob_id(path) for path in files}
 
 
 def _libraries() -> dict[str, str]:
