@@ -57,8 +57,10 @@ def fetch_libraries(directory: Path) -> None:
     if (npm := shutil.which("npm")) is None:
         raise InputError("npm: not found; install Node.js 18 or newer, which brings it (Debian: apt install npm)")
     with tempfile.TemporaryDirectory() as modules:
-        options = ["--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", modules]
-        result = subprocess.run([npm, "install", *options, *PACKAGES], capture_output=True, text=True)
+        options = ["--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
+        result = subprocess.run(
+            [npm, "install", *options, "--prefix", modules, *PACKAGES], capture_output=True, text=True
+        )
         if result.returncode:
             reason = " ".join(result.stderr.split())[:300]
             raise InputError(f"npm: cannot install {' and '.join(PACKAGES)} ({reason}); it needs its registry once")

@@ -19,8 +19,8 @@ install() { # NAME COMMAND...: the command fills NAME.part, which becomes NAME w
         echo "$name: not installed ($(tail -n 1 "$part.log")), so its tests are skipped"
     fi
 }
-pip_target() { "$python" -m pip install --disable-pip-version-check --only-binary :all: "${@:1:$#-1}" --target "${!#}"; }
-npm_prefix() { npm install --ignore-scripts --no-audit --no-fund "${@:1:$#-1}" --prefix "${!#}"; } # scripts fetch CUDA
+pip_target() { "$python" -m pip install --retries 0 --disable-pip-version-check --only-binary :all: "${@:1:$#-1}" --target "${!#}"; }
+npm_prefix() { npm install --ignore-scripts --no-audit --no-fund --fetch-retries=0 "${@:1:$#-1}" --prefix "${!#}"; } # scripts fetch CUDA
 
 case $("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")') in
     3.11) oldest=1.15.1 ;;
