@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, DebertaV2Model
 
+import build_base as build_base_script
 from build_base import build_base, read_training_texts, train_vocabulary
 from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.cli import InputError
@@ -231,3 +233,19 @@ def test_unusable_sizes_are_refused(tmp_path, sizes):
 def test_missing_sample_file_is_named(tmp_path):
     with pytest.raises(InputError, match="sts-train.tsv"):
         read_training_texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("seed", 2**64, "must be 4294967295 or less"),
+        ("seed", -1, "must be 0 or more"),
+        ("hidden_size", 10**12, "must be 8192 or less"),
+        ("num_hidden_layers", 0, "must be 1 or more"),
+        ("vocab_size", 10**9, "must be 1000000 or less"),
+    ],
+)
+def test_absurd_sizes_and_seeds_of_the_base_are_one_line(flag, value, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["build_base.py", f"--{flag}", str(value)])
+    with pytest.raises(InputError, match=f"--{flag}: {message}, not {value}"):
+        build_base_script.parse_args()
