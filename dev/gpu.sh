@@ -9,11 +9,13 @@
 # with: pip download --no-deps --only-binary=:all: -d .whl NAME==VERSION ...
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-device=cuda layers=12 vocab=130000 rounds=30 training_rounds=57 patience=1
+device=cuda layers=12 vocab=130000 rounds=30 training_rounds=57 patience=1 small=()
 case "${1:-}" in
     -h | --help) sed -n '2,10s/^# \{0,1\}//p' dev/gpu.sh && exit ;;
-    --device) if [ "${2:-}" = cpu ]; then device=cpu layers=1 vocab=2000 rounds=1 training_rounds=1 patience=5; fi ;;
 esac
+if [ "${1:-} ${2:-}" = "--device cpu" ]; then
+    device=cpu layers=1 vocab=2000 rounds=1 training_rounds=1 patience=5 small=(--nli_batch_size 8 --no_memory)
+fi
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 wheels=${WHEELS:-.whl}
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
@@ -40,9 +42,12 @@ if "$python" -c 'import pytest' 2> /dev/null; then
 fi
 # 2. A training step of each objective, then encoding
 bfloat16=("${shape[@]}" --dtype bfloat16)
-part "STS step, bfloat16" 90 "$python" dev/speed.py train "${bfloat16[@]}" --objective sts --rounds "$rounds" --peers
-part "NLI step, bfloat16" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective nli --rounds "$rounds" --peers
-part "Steps, float32" 50 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" --no_compile
+part "STS step, bfloat16" 90 "$python" dev/speed.py train "${bfloat16[@]}" --objective sts --rounds "$rounds" \
+    --peers "${small[@]}"
+part "NLI step, bfloat16" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective nli --rounds "$rounds" \
+    --peers "${small[@]}"
+part "Steps, float32" 50 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" \
+    --no_compile "${small[@]}"
 part "Encoding, bfloat16" 40 "$python" dev/speed.py encode "${bfloat16[@]}" --no_onnx
 # 3. The product's own loop, tokenization, evaluation and checkpoint included: one epoch of the sample corpus
 part "Base" 20 "$python" - "$work/base" "$layers" "$vocab" << 'PY'
