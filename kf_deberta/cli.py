@@ -109,7 +109,7 @@ def _unnamed_output() -> str:
 def say(text: str) -> None:
     """Show a sign of life on stderr, once for all processes of a machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+        tqdm.write(text, file=sys.stderr)  # above a bar where there is one
 
 
 class PlainProgress:

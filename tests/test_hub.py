@@ -91,6 +91,9 @@ def rehearsed(hub, online, run):
         ["bin/search.py", "--revision", "main", "한 투자자가 비트코인을 매수한다."],
     )
     assert statuses == [0] * 7, output[-3000:] + stderr[-6000:]
+    signs = ["loading libraries", f"loading {BASE}", "model: ", "before training: scoring KorSTS test, 20 pairs"]
+    for sign in [*signs, "writing checkpoint-4", "scoring the best model on KorSTS test, 20 pairs"]:
+        assert f"\n{sign}" in "\n" + stderr, f"no sign of life: {sign}"
     assert "FutureWarning" not in stderr and stderr.count("Trying to resume download") == 1
     return output
 

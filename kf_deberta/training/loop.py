@@ -199,6 +199,7 @@ def finish(
         trust_remote_code=args.trust_remote_code,
     )
     step = trainer.state.best_global_step
+    say(f"scoring the best model on KorSTS test, {len(test_evaluator.gold):,} pairs")
     scores = test_evaluator(model)
     row = {"epoch": step / steps_per_epoch, "step": step}
     test_evaluator.write_csv(run.directory, [row | {f"eval_{key}": value for key, value in scores.items()}])

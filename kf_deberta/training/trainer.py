@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainingArguments
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, one_line, say
 from kf_deberta.model.load import default_prompt
 from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import AlternatingBatchSampler
@@ -191,6 +191,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial=None) -> None:
         run_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
+        say(f"writing {name}")
         best = f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
         with write_checkpoint(run_dir, name, self.accelerator) as (parent, self._sums):
             self._checkpoint_parent = parent
