@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 INPUT_ERROR_STATUS = 2
@@ -27,6 +28,7 @@ HUB_TIMEOUT_SECONDS = 5.0  # to the hub's answer
 FIRST_SECONDS, PLAIN_SECONDS = 5.0, 30.0  # to the first line of progress on a pipe, and between lines
 OTHERS_WAIT_SECONDS = 10.0  # torchrun ends the other processes sooner than that after the first error
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -351,6 +353,24 @@ def check_writable(directory: Path) -> None:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise InputError(f"{directory}: not writable ({error.strerror}); choose another directory") from error
+
+
+def lock(path: Path, busy: str) -> FileLock:
+    """Lock the file `path` until its release or the end of this process, or say that this file system has no locks.
+
+    Raises:
+        InputError: another process has it; `busy` says of what, and what to do.
+    """
+    taken = FileLock(path, fallback_to_soft=False)  # a soft lock outlives a killed process
+    try:
+        taken.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(busy) from error
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in (None, *NO_LOCKS):
+            raise
+        print(f"{path.parent}: no locks on this file system; see that no second process writes there", flush=True)
+    return taken
 
 
 @contextlib.contextmanager

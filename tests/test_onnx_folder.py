@@ -1,6 +1,7 @@
 """Where an export is delivered: one export at a time, killed at any moment, and the user's own files."""
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -94,6 +95,16 @@ def test_a_second_export_into_the_same_folder_is_refused(tmp_path):
         assert (work / "m.onnx").exists()
     with reserved(tmp_path) as work:
         assert list(work.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_said_and_exported_to(tmp_path, monkeypatch, capsys):
+    def no_locks(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    export(tmp_path, "A")
+    assert f"{tmp_path}: no locks on this file system" in capsys.readouterr().out
+    assert (tmp_path / "m.onnx").exists() and not (tmp_path / LOCK).exists()
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "m.onnx"])

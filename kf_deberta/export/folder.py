@@ -13,9 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock, Timeout
-
-from kf_deberta.cli import InputError, check_writable, one_line
+from kf_deberta.cli import InputError, check_writable, lock, one_line
 
 SUMS, LOCK, WORK = "EXPORT.sha256", ".export.lock", ".export-unfinished"
 KINDS = ("float32", "int8", "float16")
@@ -38,11 +36,7 @@ def reserved(directory: Path) -> Iterator[Path]:
     """
     check_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(f"{directory}: another export is writing there; wait, or give another folder") from error
+    taken = lock(directory / LOCK, f"{directory}: another export is writing there; wait, or give another folder")
     work = directory / WORK
     try:
         shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
@@ -56,7 +50,7 @@ def reserved(directory: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         with contextlib.suppress(OSError):  # Windows: open files stay
             (directory / LOCK).unlink()  # before its release, so that who waits for it takes a new one
-        lock.release()
+        taken.release()
 
 
 def disk_full(error: BaseException | None) -> str | None:

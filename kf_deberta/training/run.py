@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import errno
 import json
 import os
 import platform
@@ -16,9 +15,9 @@ import zlib
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from kf_deberta.cli import InputError, check_writable, one_line, read_json, say, write_atomically
+from kf_deberta.cli import InputError, check_writable, lock, one_line, read_json, say, write_atomically
 from kf_deberta.data.official import git_blob_id
 
 RUN_FILE = "training_arguments.json"
@@ -42,7 +41,6 @@ SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id
 SAME_RESULT |= {"dataloader_num_workers", "hub_token"}
 SAME_TO_ROUNDING = {"nli_mini_batch_size", "gradient_checkpointing"}  # what to change after out of memory
 BY_CONTENT = {"dataset_path", "model_name_or_path"}  # another path to the same content is no difference
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _locks: list[FileLock] = []  # of this process: a lock lasts until it ends
 
 
@@ -178,16 +176,7 @@ def _lock(directory: Path, prefix: str = "") -> None:
     """Take the run for this process, the first of several, until it ends."""
     if os.environ.get("RANK", "0") != "0" and "LOCAL_RANK" in os.environ:
         return
-    lock = FileLock(directory / LOCK, fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-        _locks.append(lock)
-    except Timeout as error:
-        raise InputError(f"{prefix}{directory}: still running in another process; stop that first") from error
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) not in (None, *NO_LOCKS):
-            raise
-        print(f"{directory}: no locks on this file system; see that no second process resumes this run", flush=True)
+    _locks.append(lock(directory / LOCK, f"{prefix}{directory}: still running in another process; stop that first"))
 
 
 def left_over(directory: Path, *, finished: bool) -> list[Path]:
