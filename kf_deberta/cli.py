@@ -374,6 +374,23 @@ def lock(path: Path, busy: str) -> FileLock:
 
 
 @contextlib.contextmanager
+def writing(what: Path, remedy: str = "free space or choose another directory") -> Iterator[None]:
+    """Turn the errors that libraries raise for a full disk into one line with a remedy.
+
+    Raises:
+        InputError: `what` cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        # torch and safetensors have their own "disk full", tokenizers raises a bare Exception
+        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in ("SafetensorError", "Exception")
+        if is_out_of_memory(error) or not (of_libraries or isinstance(error, OSError)):
+            raise
+        raise InputError(f"{what}: cannot be written ({one_line(error)}); {remedy}") from error
+
+
+@contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends well and is gone otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)

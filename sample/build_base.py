@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, Parser, file_path, flags_first, number, run, seed
+from kf_deberta.cli import InputError, Parser, file_path, flags_first, number, run, seed, writing
 
 
 def parse_args() -> argparse.Namespace:
@@ -105,7 +105,7 @@ def build_base(
         seed: seed of the random weights; the caller's random state is left as it was.
 
     Raises:
-        InputError: `output_dir` exists, a size cannot be used, or the sample's files are missing.
+        InputError: `output_dir` exists, cannot be written, a size cannot be used, or the sample's files are missing.
     """
     output_dir = Path(output_dir)
     if output_dir.exists():
@@ -146,9 +146,10 @@ def build_base(
     temporary = output_dir.with_name(f".{output_dir.name}-{os.getpid()}")
     temporary.mkdir()
     try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(output_dir)
+        with writing(output_dir):
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            temporary.rename(output_dir)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, DebertaV2Model
+from transformers import AutoModel, AutoTokenizer, BertTokenizer, DebertaV2Model
 
 import build_base as build_base_script
 from build_base import build_base, read_training_texts, train_vocabulary
@@ -219,6 +220,20 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(DebertaV2Model, "save_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
+        build_base(tmp_path / "base", ["예금"], hidden_size=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cls", [DebertaV2Model, BertTokenizer])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, cls):
+    kind = SafetensorError if cls is DebertaV2Model else Exception  # tokenizers has no type of its own
+
+    def full(self, path, **_):
+        (Path(path) / "config.json").touch()
+        raise kind("No space left on device (os error 28)")
+
+    monkeypatch.setattr(cls, "save_pretrained", full)
+    with pytest.raises(InputError, match=r"base: cannot be written \(No space left on device .*; free space"):
         build_base(tmp_path / "base", ["예금"], hidden_size=8)
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, Normalize, Pooling, Transformer
 
@@ -174,14 +175,15 @@ def test_the_command_refuses_folders_it_cannot_rewrite(toy_base, tmp_path, monke
         make_compatible(SentenceTransformer(str(tmp_path), device="cpu"), tmp_path)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_folder_as_it_was(toy_base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [Exception, SafetensorError, RuntimeError])  # tokenizers', safetensors', torch's
+def test_a_full_disk_is_one_line_and_leaves_the_folder_as_it_was(toy_base, tmp_path, monkeypatch, kind):
     model = build(toy_base, Pooling(32))
     model.save_pretrained(str(tmp_path), create_model_card=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(directory, **_):
         (directory / "tokenizer.json").write_text("{")
-        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+        raise kind("No space left on device (os error 28)")
 
     monkeypatch.setattr(model.tokenizer, "save_pretrained", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device"):

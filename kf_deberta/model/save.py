@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers.models import WordPiece
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, writing
 
 POOLING_FLAGS = {  # mode -> field, in the order in which several are concatenated
     "cls": "pooling_mode_cls_token",
@@ -128,19 +128,14 @@ def make_compatible(model: SentenceTransformer, directory: Path) -> list[Path]:
     work = directory / ".compatible-unfinished"
     shutil.rmtree(work, ignore_errors=True)  # left by a call that was killed
     try:
-        save_model(model, work, weights=False)
-        (work / "config.json").unlink()
-        written = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "modules.json")
-        placed = [directory / path.relative_to(work) for path in [*written, work / "modules.json"]]
-        for target in placed:
-            target.parent.mkdir(exist_ok=True)
-            (work / target.relative_to(directory)).replace(target)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error) is not Exception:  # which tokenizers raises
-            raise
-        raise InputError(
-            f"{directory}: cannot be written ({one_line(error)}); free space or its permissions"
-        ) from error
+        with writing(directory, "free space or its permissions"):
+            save_model(model, work, weights=False)
+            (work / "config.json").unlink()
+            written = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "modules.json")
+            placed = [directory / path.relative_to(work) for path in [*written, work / "modules.json"]]
+            for target in placed:
+                target.parent.mkdir(exist_ok=True)
+                (work / target.relative_to(directory)).replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for path in directory.glob("*_Normalize/config.json"):  # an empty folder in the old format

@@ -9,28 +9,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, one_line, writing
 from kf_deberta.training.run import MANIFEST, UNFINISHED, checkpoints, remove, size_and_crc
-
-
-@contextlib.contextmanager
-def writing(what: Path, run_dir: Path) -> Iterator[None]:
-    """Turn the errors that libraries raise for a full disk into one that says how the run goes on.
-
-    Raises:
-        InputError: `what` cannot be written.
-    """
-    try:
-        yield
-    except Exception as error:
-        # torch and safetensors have their own "disk full", tokenizers raises a bare Exception
-        if not isinstance(error, (OSError, RuntimeError, SafetensorError)) and type(error) is not Exception:
-            raise
-        raise InputError(
-            f"{what}: cannot be written ({one_line(error)}); free space, then go on with --resume {run_dir}"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -66,7 +47,7 @@ def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iter
                 remove(path)
     accelerator.wait_for_everyone()
     try:
-        with writing(run_dir / name, run_dir):
+        with writing(run_dir / name, f"free space, then go on with --resume {run_dir}"):
             yield parent, sums
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -77,7 +58,7 @@ def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iter
                 (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
                 folder.rename(run_dir / name)
                 parent.rmdir()
-    except InputError:
+    except Exception:
         shutil.rmtree(parent, ignore_errors=True)
         raise
     accelerator.wait_for_everyone()

@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import ProgressCallback
 
-from kf_deberta.cli import InputError, WatchedOutput, is_out_of_memory, one_line, say
+from kf_deberta.cli import InputError, WatchedOutput, is_out_of_memory, one_line, say, writing
 from kf_deberta.evaluation.evaluator import PairEvaluator
 from kf_deberta.evaluation.scoring import check_gold
 from kf_deberta.model.attention import FastDebertaV2Encoder
@@ -28,7 +28,6 @@ from kf_deberta.model.load import describe, load_model
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import ProgressLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
-from kf_deberta.training.checkpoints import writing
 from kf_deberta.training.curves import draw_training_curves
 from kf_deberta.training.run import RUN_FILE, Run, open_run
 from kf_deberta.training.trainer import MultiTaskTrainer
@@ -186,8 +185,9 @@ def finish(
     steps_per_epoch: int,
 ) -> None:
     """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
+    go_on = f"free space, then go on with --resume {run.directory}"
     # 1. The best model, from disk
-    with writing(run.directory, run.directory):
+    with writing(run.directory, go_on):
         save_model(trainer.model, run.directory)
     if problem := format_problem(trainer.model):
         print(f"NOTE: the model loads in sentence-transformers 6 and newer only ({problem})")
@@ -215,7 +215,7 @@ def finish(
     dev = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_sts-dev_")}
     objectives = list(trainer.batch_samplers)
     trainer.state.best_model_checkpoint = None  # it goes, and would name a directory of this machine
-    with writing(run.directory, run.directory):
+    with writing(run.directory, go_on):
         write_model_card(trainer, args, run.facts, dev, run.directory)
         draw_training_curves(trainer.state.log_history, objectives, run.facts, run.directory / "training_curves.png")
         trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
