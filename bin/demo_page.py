@@ -18,13 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import jinja2
-
-from kf_deberta.cli import InputError, Parser, check_input_file, file_path, run
+from kf_deberta.cli import InputError, Parser, check_input_file, file_path, flags_first, run
 from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of
 from kf_deberta.data.text import compose_texts
-from kf_deberta.export.folder import check_free, deliver, reserved
-from kf_deberta.model.onnx_encoder import OnnxEncoder
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "kf_deberta" / "export" / "demo_page.html"
 SENTENCES = [
@@ -50,6 +46,14 @@ def parse_args() -> argparse.Namespace:
     add("--corpus", type=file_path, help="UTF-8 file, one sentence per line (default: nine financial sentences)")
     add("--output_dir", type=file_path, default=Path("demo_page"), help="folder of the page")
     return parser.parse_args()
+
+
+flags_first(parse_args)
+
+import jinja2
+
+from kf_deberta.export.folder import check_free, deliver, reserved
+from kf_deberta.model.onnx_encoder import OnnxEncoder
 
 
 def fetch_libraries(directory: Path) -> None:
