@@ -21,9 +21,9 @@ from kf_deberta.cli import InputError, check_writable, lock, one_line, read_json
 from kf_deberta.data.official import git_blob_id
 
 RUN_FILE = "training_arguments.json"
-# the description of RUN_FILE; a run adds what it finds out: baseline, test, best_round, ...
-RUN_KEYS = {"script": str, "status": str, "seed": int, "arguments": dict, "content": dict, "libraries": dict}
-RUN_KEYS |= {"baseline": dict}
+# the description of RUN_FILE; a run adds what it finds out later: test, best_round, ...
+RUN_KEYS = {"script": str, "status": str, "seed": int}
+RUN_KEYS |= dict.fromkeys(("arguments", "content", "libraries", "baseline"), dict)
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
 MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
 STATE = "trainer_state.json"
