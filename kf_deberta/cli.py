@@ -39,8 +39,8 @@ class InputError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its status; an InputError becomes one line on stderr and exit status 2.
 
-    A full or read-only disk (OSError) is reported the same way: it is the machine's state, not a bug. With KF_DEBUG=1
-    in the environment the traceback stands above the line.
+    A full or read-only disk (OSError) and memory that is used up are reported the same way: they are the machine's
+    state, not a bug. With KF_DEBUG=1 in the environment the traceback stands above the line.
     """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -72,12 +72,16 @@ def _errors_in_one_line() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output, such as head, is done
         _drop_stdout()
         sys.exit(141)
-    except OSError as error:
-        if error.errno is None:  # a library's own OSError, not the operating system's: keep its traceback
+    except Exception as error:
+        if is_out_of_memory(error):
+            message = f"out of memory ({one_line(error, 100)}); give smaller batches, a smaller model or less data"
+        elif isinstance(error, OSError) and error.errno is not None:  # the operating system's
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+            remedy = "; free space or choose another directory" if full else ""
+            message = f"{error.filename or _unnamed_output()}: {error.strerror}{remedy}"
+        else:  # not foreseen: keep its traceback
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-        remedy = "; free space or choose another directory" if full else ""
-        message, cause = f"{error.filename or _unnamed_output()}: {error.strerror}{remedy}", error
+        cause = error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

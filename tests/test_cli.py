@@ -1,6 +1,7 @@
 """What every command owes its user: help at once, one line per fault, output on any terminal."""
 
 import ast
+import errno
 import os
 import re
 import subprocess
@@ -160,6 +161,25 @@ def test_a_write_check_leaves_nothing_behind(tmp_path):
     for name in ("file", "file/below", "loop", "loop/below", "nowhere"):
         with pytest.raises(InputError, match=f"{name}: not writable .*; choose another directory"):
             cli.check_writable(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_out_of_memory_is_one_line_in_every_command(error, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(fail)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: out of memory (")
 
 
 # What Windows lacks is hidden once the libraries are in, and every module of ours is imported, scripts too.

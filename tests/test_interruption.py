@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 import training_multi_task
 from kf_deberta.cli import run
+from kf_deberta.evaluation import evaluator
+from kf_deberta.model.load import load_model
 from kf_deberta.training import checkpoints
 from kf_deberta.training.callbacks import RecipeCallback
 from kf_deberta.training.run import MANIFEST, _locks
@@ -151,6 +153,50 @@ def test_out_of_memory_is_one_line_with_what_needs_less(call, tmp_path, monkeypa
     if isinstance(error, MemoryError):
         status, captured = call(None, "--resume", directory, "--nli_mini_batch_size", 16, bare=True)
         assert status == 0 and "--nli_mini_batch_size was None, is 16" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("loads_base", "texts"),
+    [
+        (True, ["in loading the base", "--dtype bfloat16"]),
+        (False, ["scoring the best model, step 8", "--eval_batch_size"]),
+    ],
+)
+def test_out_of_memory_around_training(call, tmp_path, monkeypatch, loads_base, texts):
+    def load(folder, **options):
+        if (Path(folder).name == "toy-base") == loads_base:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return load_model(folder, **options)
+
+    output = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr("kf_deberta.training.loop.load_model", load)
+        status, captured = call(output, "--max_rounds", 4)
+    lines = [line for line in captured.err.splitlines() if "error:" in line]
+    assert status == 2 and len(lines) == 1 and "Traceback" not in captured.err
+    assert all(text in lines[0] for text in ["out of memory", *texts])
+    if output.exists():
+        (directory,) = output.iterdir()
+        assert f"--resume {directory} (checkpoint: checkpoint-8)" in lines[0]
+
+
+def test_out_of_memory_in_an_evaluation_names_its_batch_size(call, tmp_path, monkeypatch):
+    encode, calls = evaluator.encode_sorted, []
+
+    def run_out(*args, **options):
+        calls.append(1)
+        if len(calls) == 4:  # baseline, dev before training, dev after round 3, dev after round 4
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(*args, **options)
+
+    output = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "encode_sorted", run_out)
+        status, captured = call(output, "--max_rounds", 4)
+    (line,) = [line for line in captured.err.splitlines() if "error:" in line]
+    (directory,) = output.iterdir()
+    assert status == 2 and "out of memory in evaluation, step 8" in line and "--eval_batch_size" in line
+    assert f"--resume {directory} (checkpoint: checkpoint-6)" in line
 
 
 def test_resuming_twice_from_one_checkpoint_is_the_same(call, whole, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from transformers import modeling_utils
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, is_out_of_memory, one_line
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
 from kf_deberta.model.hub import find_model, has_modules, hub_error
@@ -83,7 +83,7 @@ def load_model(
                 model_kwargs={"dtype": dtype},
                 trust_remote_code=trust_remote_code,
             )
-    except (torch.OutOfMemoryError, InputError):
+    except InputError:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -91,6 +91,8 @@ def load_model(
             "take a checkpoint in safetensors format"
         ) from error
     except Exception as error:  # every library raises its own type for a broken model
+        if is_out_of_memory(error):
+            raise
         if not trust_remote_code and "trust_remote_code" in str(error):
             needed = "needs Python code of its own repository; read it, then allow it with --trust_remote_code"
             raise InputError(f"{name_or_path}: {needed}") from error
@@ -247,9 +249,9 @@ def _check_weights(model: SentenceTransformer, reports: list[tuple], name: str) 
         with torch.set_grad_enabled(bool(parameters)):
             total = model(features)["sentence_embedding"].sum()
         gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True) if parameters else ()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever modules that do not fit each other raise
+        if is_out_of_memory(error):
+            raise
         kinds = ", ".join(type(module).__name__ for module in model)
         raise InputError(
             f"{name}: its modules ({kinds}) give no sentence embedding ({type(error).__name__}: {one_line(error)}); "

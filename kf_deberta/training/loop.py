@@ -35,6 +35,7 @@ from kf_deberta.training.trainer import MultiTaskTrainer
 REPOSITORY = Path(__file__).resolve().parents[2]
 # the state of training, and what names folders of this machine; the card says all that others need
 NOT_PUSHED = ["trainer_state.json", RUN_FILE, ".lock", "checkpoint-*/**", "unfinished-checkpoint/**", "runs/**"]
+LOWER_EVALUATION = "lower it by --eval_batch_size, which changes no result,"
 
 
 def load_base(args: argparse.Namespace) -> SentenceTransformer:
@@ -46,16 +47,17 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
     if not torch.accelerator.is_available():
         keep_freed_memory()
     say(f"loading {args.model_name_or_path}")
-    model = load_model(
-        args.model_name_or_path,
-        revision=args.revision,
-        dtype=getattr(torch, args.dtype),
-        fast_attention=not args.no_fast_attention,
-        max_seq_length=args.max_seq_length,
-        trust_remote_code=args.trust_remote_code,
-        normalize=args.normalize,
-        prompt=args.prompt,
-    )
+    with memory_advice("in loading the base", "take a smaller --model_name_or_path or --dtype bfloat16"):
+        model = load_model(
+            args.model_name_or_path,
+            revision=args.revision,
+            dtype=getattr(torch, args.dtype),
+            fast_attention=not args.no_fast_attention,
+            max_seq_length=args.max_seq_length,
+            trust_remote_code=args.trust_remote_code,
+            normalize=args.normalize,
+            prompt=args.prompt,
+        )
     size = model.get_embedding_dimension()
     if args.matryoshka_dims and args.matryoshka_dims[0] > size:
         raise InputError(
@@ -110,7 +112,7 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         print(f"{args.model_name_or_path}: {describe(trainer.model)}", flush=True)
     if main and args.resume is None:
         say(f"before training: scoring KorSTS test, {len(test_evaluator.gold):,} pairs")
-        with memory_advice("a lower --eval_batch_size,"):
+        with memory_advice("in evaluation", "begin anew with a lower --eval_batch_size or --max_seq_length"):
             baseline = begun_with["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
         print(f"before training: KorSTS test cosine Spearman {baseline['cosine_spearman']:.2f}", flush=True)
     run = open_run(args, trainer, begun_with)
@@ -129,10 +131,10 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     trainer.args.eval_on_start = run.checkpoint is None
     if run.checkpoint and main:
         print(f"resuming from {run.checkpoint}", flush=True)
-    smaller = "--gradient_checkpointing"
+    smaller = "lower it by --gradient_checkpointing"
     if "nli_mini_batch_size" in args:
         smaller += " or --nli_mini_batch_size, which change no result,"
-    with watched_output(), memory_advice(smaller, trainer):
+    with watched_output(), memory_advice("in training", smaller, trainer):
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if control.signal is not None:
         if main:
@@ -142,7 +144,8 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
         return
 
     # 3. The best model, reloaded and scored, and what the run leaves
-    finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
+    with memory_advice("in scoring the best model", LOWER_EVALUATION, trainer):
+        finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
     if trainer.args.push_to_hub:
         push(trainer.hub_model_id, run.directory, trainer.args.hub_token)
     print_summary(run, args)
@@ -157,23 +160,25 @@ def watched_output() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_advice(flags: str, trainer: MultiTaskTrainer | None = None) -> Iterator[None]:
+def memory_advice(where: str, remedy: str, trainer: MultiTaskTrainer | None = None) -> Iterator[None]:
     """Turn every library's "out of memory" into one line.
 
     Raises:
-        InputError: memory is used up; `flags` need less, and where `trainer` trains, a checkpoint to go on from.
+        InputError: memory is used up `where` it says; the remedy, and with a `trainer` how its run goes on.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        where, way_on = "in evaluation", "or begin anew with a lower --max_seq_length"
         if trainer:
+            if trainer.evaluating:
+                where, remedy = "in evaluation", LOWER_EVALUATION
             checkpoint = Path(trainer.last_checkpoint).name if trainer.last_checkpoint else "none yet"
-            where = f"in step {trainer.state.global_step}"
-            way_on = f"with --resume {trainer.args.output_dir} (checkpoint: {checkpoint}), {way_on}"
-        raise InputError(f"out of memory {where} ({one_line(error, 100)}); lower it by {flags} {way_on}") from error
+            where += f", step {trainer.state.global_step}"
+            remedy += f" with --resume {trainer.args.output_dir} (checkpoint: {checkpoint})"
+            remedy += ", or begin anew with a lower --max_seq_length"
+        raise InputError(f"out of memory {where} ({one_line(error, 100)}); {remedy}") from error
 
 
 def finish(

@@ -75,6 +75,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         """
         self.batch_samplers = batch_samplers
         self.last_checkpoint: str | None = None  # the newest complete one
+        self.evaluating = False  # stays True where an evaluation fails
         self._checkpoint_parent: Path | None = None  # where one is being written
         self.logged: dict[str, dict] = {name: {} for name in batch_samplers}
         kwargs["args"].prompts = default_prompt(kwargs["model"]) or None  # the texts that evaluation encodes
@@ -183,6 +184,13 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
                     logs[f"{objective}_learning_rate"] = values["learning_rate"]
                     logs[f"{objective}_grad_norm"] = float(values["grad_norm"])
         super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as the library does, and let it be seen."""
+        self.evaluating = True
+        metrics = super().evaluate(*args, **kwargs)
+        self.evaluating = False
+        return metrics
 
     # 4. Checkpoints appear whole or not at all; the newest and the best are kept.
     def _get_output_dir(self, trial=None) -> str:
