@@ -426,3 +426,16 @@ def test_max_rounds_never_trains_longer_than_the_epochs(call, tmp_path):
     assert call(tmp_path / "out", "--max_rounds", 50)[0] == 0
     (directory,) = (tmp_path / "out").iterdir()
     assert json.loads((directory / "trainer_state.json").read_text())["global_step"] == 2 * ROUNDS
+
+
+def test_only_the_first_process_tidies_a_finished_run(call, tmp_path, monkeypatch):
+    output = tmp_path / "cut"
+    assert call(output, "--max_rounds", 1)[0] == 0
+    (directory,) = output.iterdir()
+    (directory / ".training_arguments.123.json").write_text("{")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        status, captured = call(output, "--resume", directory)
+        assert status == 0 and ("this run is complete" in captured.out) == (rank == "0")
+        assert bool(list(directory.glob(".training*"))) == (rank == "1")

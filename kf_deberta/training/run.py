@@ -84,6 +84,8 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
         return args
     directory, facts = _find_run(args, Path(parser.prog).name)
     if facts["status"] == "finished":
+        if not _is_first():
+            sys.exit(0)
         tidy(directory, finished=True)
         print(f"{directory}: this run is complete; start a new one without --resume", flush=True)
         sys.exit(0)
@@ -172,9 +174,14 @@ def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
     return complete
 
 
+def _is_first() -> bool:
+    """Tell whether this is the first process of a run, or the only one."""
+    return os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
+
+
 def _lock(directory: Path, prefix: str = "") -> None:
     """Take the run for this process, the first of several, until it ends."""
-    if os.environ.get("RANK", "0") != "0" and "LOCAL_RANK" in os.environ:
+    if not _is_first():
         return
     _locks.append(lock(directory / LOCK, f"{prefix}{directory}: still running in another process; stop that first"))
 
