@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 import training_multi_task
 from kf_deberta.cli import run
-from kf_deberta.evaluation import evaluator
+from kf_deberta.evaluation import evaluator, scoring
 from kf_deberta.model.load import load_model
 from kf_deberta.training import checkpoints
 from kf_deberta.training.callbacks import RecipeCallback
-from kf_deberta.training.run import MANIFEST, _locks
+from kf_deberta.training.run import FIGURES, MANIFEST, _locks, fault
 
 ROUNDS = 8  # two epochs of four rounds; an evaluation after rounds 3, 4, 7 and 8; a step is half a round
 
@@ -367,6 +367,18 @@ def test_recorded_arguments_are_checked_and_never_allow_code(call, tmp_path):
         path.write_text(json.dumps(facts | {"arguments": facts["arguments"] | {name: value}}))
         status, captured = call(None, "--resume", directory, bare=True)
         assert status == 2 and f"{path}: {name} in arguments is {value!r}" in captured.err
+    for key, name, value in (
+        ("baseline", "dot_spearman", None),
+        ("baseline", "cosine_pearson", float("nan")),
+        ("baseline", "cosine_spearman", 10**400),
+        ("arguments", "dataset_path", None),
+        ("arguments", "model_name_or_path", 3),
+    ):
+        path.write_text(json.dumps(facts | {key: facts[key] | {name: value}}))
+        status, captured = call(None, "--resume", directory, bare=True)
+        assert status == 2 and f"{path}: {name} in {key} is missing or wrong" in captured.err
+    path.write_text(json.dumps(facts | {"baseline": {}}))
+    assert "cosine_pearson in baseline is missing" in call(None, "--resume", directory, bare=True)[1].err
     path.write_text(json.dumps(facts))
     status, captured = call(None, "--resume", directory, "--hub_token", "hf_x", bare=True)
     assert status == 2 and "--hub_token has no effect without --push_to_hub" in captured.err
@@ -439,3 +451,12 @@ def test_only_the_first_process_tidies_a_finished_run(call, tmp_path, monkeypatc
         status, captured = call(output, "--resume", directory)
         assert status == 0 and ("this run is complete" in captured.out) == (rank == "0")
         assert bool(list(directory.glob(".training*"))) == (rank == "1")
+
+
+def test_a_manifest_is_checked_whatever_its_names_are(tmp_path):
+    assert tuple(FIGURES) == scoring.FIGURES
+    (tmp_path / MANIFEST).write_text(json.dumps({"trainer_state.json": [1, 2], "a\0b": [0, 0]}))
+    (tmp_path / "trainer_state.json").write_text("{}")
+    assert "trainer_state.json is not as it was written" in fault(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps({"a\0b": [0, 0], "trainer_state.json": [1, 2]}))
+    assert "embedded null" in fault(tmp_path)

@@ -24,6 +24,10 @@ RUN_FILE = "training_arguments.json"
 # the description of RUN_FILE; a run adds what it finds out later: test, best_round, ...
 RUN_KEYS = {"script": str, "status": str, "seed": int}
 RUN_KEYS |= dict.fromkeys(("arguments", "content", "libraries", "baseline"), dict)
+# evaluation.scoring's, which takes seconds to import; a baseline has them x100
+FIGURES = [
+    f"{name}_{kind}" for name in ("cosine", "euclidean", "manhattan", "dot") for kind in ("pearson", "spearman")
+]
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
 MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
 STATE = "trainer_state.json"
@@ -143,13 +147,29 @@ def _plain(args: argparse.Namespace) -> dict:
     return plain
 
 
+def _read_facts(directory: Path) -> dict:
+    """Read the facts of a run; InputError where something is damaged that is needed hours later."""
+    path = directory / RUN_FILE
+    facts = read_json(path, RUN_KEYS)
+    arguments, baseline = facts["arguments"], facts["baseline"]
+    damaged = [f"{name} in arguments" for name in BY_CONTENT if not isinstance(arguments.get(name), str)]
+    dims = arguments.get("matryoshka_dims")
+    for dim in ("", *(f"{dim}_" for dim in (dims if isinstance(dims, list) else ()))):
+        for value, name in ((baseline.get(f"{dim}{figure}"), f"{dim}{figure}") for figure in FIGURES):
+            if not isinstance(value, int | float) or not -101 < value < 101:  # NaN neither
+                damaged.append(f"{name} in baseline")
+    if damaged:
+        raise InputError(f"{path}: {damaged[0]} is missing or wrong; it was damaged or edited")
+    return facts
+
+
 def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
     """Return the directory and the facts of the run that --resume means, locked unless it is finished."""
     if args.resume != "newest":
         directory = Path(args.resume).resolve()
         if not (directory / RUN_FILE).is_file():
             raise InputError(f"{args.resume}: no {RUN_FILE} in it; give the directory of an unfinished run")
-        facts = read_json(directory / RUN_FILE, RUN_KEYS)
+        facts = _read_facts(directory)
         if facts["script"] != script:
             raise InputError(f"{directory}: this is a run of {facts['script']}; resume it with that script")
         _lock(directory)
@@ -158,7 +178,7 @@ def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
     found = [path.parent for path in parent.glob(f"*/{RUN_FILE}") if path.parent.name.startswith(args.output_prefix)]
     for directory in sorted(found, key=lambda path: path.name[-19:], reverse=True):
         try:
-            facts = read_json(directory / RUN_FILE, RUN_KEYS)
+            facts = _read_facts(directory)
         except InputError as error:
             print(f"passed over: {error}", flush=True)
             continue
@@ -242,7 +262,7 @@ def fault(checkpoint: Path) -> str | None:
             if size_and_crc(checkpoint / name) != sums:
                 return f"{name} is not as it was written"
         read_json(checkpoint / STATE, STATE_KEYS)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, ValueError) as error:  # ValueError: a name with a NUL
         return one_line(error)
     return None
 
@@ -334,7 +354,7 @@ def _new_run(args: argparse.Namespace, begun_with: dict) -> Run:
 
 def _take_up(args: argparse.Namespace, begun_with: dict) -> Run:
     directory = Path(args.resume)
-    facts = read_json(directory / RUN_FILE, RUN_KEYS)
+    facts = _read_facts(directory)
     old, new = facts["arguments"], begun_with["arguments"]
     if (was := old.get("processes")) != (now := new["processes"]):
         raise InputError(f"{directory}: begun with {was} processes, now {now}; torchrun --nproc_per_node sets them")
