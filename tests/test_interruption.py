@@ -422,6 +422,12 @@ def test_a_run_of_another_script_is_refused(call, tmp_path):
     path.write_text(path.read_text().replace("training_multi_task.py", "training_nli.py"))
     status, captured = call(output, "--resume", directory)
     assert status == 2 and "a run of training_nli.py" in captured.err
+    status, captured = call(output, "--resume")
+    assert status == 2 and f"the newest other one goes on with training_nli.py --resume {directory}" in captured.err
+    path.write_text(path.read_text().replace("training_nli.py", "training_multi_task.py"))
+    for prefix in ("[a]*", "kor_multi_?"):  # no pattern, but a plain name
+        status, captured = call(output, "--resume", "--output_prefix", prefix)
+        assert status == 2 and f"goes on with training_multi_task.py --resume {directory}" in captured.err
 
 
 def test_constant_dev_scores_are_refused_before_training(call, toy_data, tmp_path):

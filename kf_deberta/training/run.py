@@ -174,15 +174,17 @@ def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
             raise InputError(f"{directory}: this is a run of {facts['script']}; resume it with that script")
         _lock(directory)
         return directory, facts
-    parent, complete = Path(args.output_dir).resolve(), None
-    found = [path.parent for path in parent.glob(f"*/{RUN_FILE}") if path.parent.name.startswith(args.output_prefix)]
+    parent, complete, other = Path(args.output_dir).resolve(), None, None
+    found = [path.parent for path in parent.glob(f"*/{RUN_FILE}")]
     for directory in sorted(found, key=lambda path: path.name[-19:], reverse=True):
         try:
             facts = _read_facts(directory)
         except InputError as error:
             print(f"passed over: {error}", flush=True)
             continue
-        if facts["script"] != script:
+        if facts["script"] != script or not directory.name.startswith(args.output_prefix):
+            if facts["status"] != "finished":
+                other = other or f"; the newest other one goes on with {facts['script']} --resume {directory}"
             continue
         if facts["status"] == "finished" and not left_over(directory, finished=True):
             complete = complete or (directory, facts)
@@ -190,7 +192,8 @@ def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
         _lock(directory, f"{parent}: no unfinished run with these arguments: ")
         return directory, facts
     if complete is None:
-        raise InputError(f"{parent}: no unfinished run with these arguments; start one without --resume")
+        problem = f"{parent}: no unfinished run with these arguments"
+        raise InputError(problem + (other or "; start one without --resume"))
     return complete
 
 
