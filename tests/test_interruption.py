@@ -23,6 +23,7 @@ from kf_deberta.model.load import load_model
 from kf_deberta.training import checkpoints
 from kf_deberta.training.callbacks import RecipeCallback
 from kf_deberta.training.run import FIGURES, MANIFEST, _locks, fault
+from kf_deberta.training.trainer import MultiTaskTrainer
 
 ROUNDS = 8  # two epochs of four rounds; an evaluation after rounds 3, 4, 7 and 8; a step is half a round
 
@@ -428,6 +429,35 @@ def test_a_run_of_another_script_is_refused(call, tmp_path):
     for prefix in ("[a]*", "kor_multi_?"):  # no pattern, but a plain name
         status, captured = call(output, "--resume", "--output_prefix", prefix)
         assert status == 2 and f"goes on with training_multi_task.py --resume {directory}" in captured.err
+
+
+def test_a_prefix_that_is_a_pattern_is_a_plain_name(call, toy_base, tmp_path):
+    output = tmp_path / "cut"
+    assert call(output, "--output_prefix", "[a]*", at=3)[0] == 143
+    assert call(output, at=3)[0] == 143
+    assert call(output, "--resume", "--output_prefix", "[a]*")[0] == 0
+    finished = [path.parent.name for path in output.glob("*/README.md")]
+    assert len(finished) == 1 and finished[0].startswith(f"[a]*{toy_base.name}-")
+
+
+def test_a_token_is_in_no_file_and_no_printed_command(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "another")
+    monkeypatch.setattr("kf_deberta.model.hub.hub_unreachable", lambda: None)
+    monkeypatch.setattr(MultiTaskTrainer, "init_hf_repo", lambda *args, **kwargs: None)
+    pushed = []
+    monkeypatch.setattr("kf_deberta.training.loop.push", lambda *args: pushed.append(args))
+    token = ["--push_to_hub", "--hub_model_id", "owner/model", "--hub_token", "hf_secretsecret"]
+    status, captured = call(tmp_path / "cut", *token, at=3)
+    assert status == 143 and "--resume" in captured.out
+    assert list(tmp_path.rglob("optimizer.pt"))
+
+    def holds_token():
+        files = [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+        return files or "hf_secret" in captured.out + captured.err
+
+    assert not holds_token()
+    status, captured = call(tmp_path / "cut", "--resume", *token[-2:])
+    assert status == 0 and len(pushed) == 1 and not holds_token()
 
 
 def test_constant_dev_scores_are_refused_before_training(call, toy_data, tmp_path):
