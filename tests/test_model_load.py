@@ -169,3 +169,13 @@ def test_cached_names_are_found_where_the_library_puts_them(masked, tmp_path, mo
     assert model.revision == commit
     expected = plain_means(AutoModel.from_pretrained(masked).eval(), masked)
     assert torch.allclose(model.encode(SENTENCES, convert_to_tensor=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["SentenceTransformer", "SentenceTransformer.preprocess"])
+def test_out_of_memory_is_no_fault_of_the_model(toy_base, monkeypatch, place):
+    def run_out(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(f"kf_deberta.model.load.{place}", run_out)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_model(str(toy_base))
