@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.losses import CosineSimilarityLo
 from transformers import PreTrainedTokenizerFast
 
 import training_multi_task
-from kf_deberta.cli import run
+from kf_deberta.cli import InputError, run
 from kf_deberta.evaluation import evaluator, scoring
 from kf_deberta.model.load import load_model
 from kf_deberta.training import checkpoints
@@ -198,6 +198,14 @@ def test_out_of_memory_in_an_evaluation_names_its_batch_size(call, tmp_path, mon
     (directory,) = output.iterdir()
     assert status == 2 and "out of memory in evaluation, step 8" in line and "--eval_batch_size" in line
     assert f"--resume {directory} (checkpoint: checkpoint-6)" in line
+
+
+def test_a_checkpoint_is_not_blamed_where_memory_is_used_up():
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
+        with pytest.raises(type(error)), checkpoints.reading("checkpoint-8"):
+            raise error
+    with pytest.raises(InputError, match="checkpoint-8: not a checkpoint"), checkpoints.reading("checkpoint-8"):
+        raise KeyError("state")
 
 
 def test_resuming_twice_from_one_checkpoint_is_the_same(call, whole, tmp_path, monkeypatch):

@@ -172,3 +172,14 @@ def test_hub_layout_and_a_name_of_pattern_characters(run_export, toy_base, repo,
     assert " 0.0 MB" not in out and not list(folder.rglob("*folded*"))
     assert run_export("--model_name_or_path", model, *flags) == 2  # the other layout, beside this one's tokenizer
     assert "would need its own tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["torch.onnx.export", "kf_deberta.export.check.OnnxEncoder"])
+def test_out_of_memory_is_no_fault_of_the_graph(run_export, toy_base, tmp_path, capsys, monkeypatch, place):
+    def run_out(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes")
+
+    monkeypatch.setattr(place, run_out)
+    assert run_export("--model_name_or_path", toy_base, "--output_dir", tmp_path / "out") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of memory (DefaultCPUAllocator")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -8,6 +8,7 @@ import onnx
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+from kf_deberta.cli import is_out_of_memory
 from kf_deberta.evaluation.report import markdown
 from kf_deberta.evaluation.scoring import (
     FIGURES,
@@ -86,6 +87,8 @@ def _embeddings(path: Path, sentences: Sequence[str], shape: tuple[int, ...]) ->
         names = tuple(output.name for output in encoder.session.get_outputs())
         results = [encoder.encode(sentences, batch_size=batch_size) for batch_size in BATCH_SIZES]
     except Exception as error:  # onnx, onnxruntime and tokenizers each raise types of their own
+        if is_out_of_memory(error):
+            raise
         raise ExportError(f"{path.name}: the graph does not run ({' '.join(str(error).split())[:300]})") from error
     if names != OUTPUTS:
         raise ExportError(f"{path.name}: its outputs are {names} instead of {OUTPUTS}")

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, is_out_of_memory, one_line
 from kf_deberta.model.onnx_encoder import LENGTH_KEY, TOKENIZER_KEY, tokenizer_fingerprint
 from kf_deberta.model.save import save_model
 
@@ -124,6 +124,8 @@ def export_model(
                 verbose=False,
             )
     except Exception as error:  # the exporter raises a type of its own for each of its stages
+        if is_out_of_memory(error):
+            raise
         reason = one_line(error, 300)
         raise ExportError(f"the model cannot be exported at opset {opset} ({reason})") from error
     program.model.ir_version = OPSETS[opset]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from kf_deberta.cli import InputError, one_line, writing
+from kf_deberta.cli import InputError, is_out_of_memory, one_line, writing
 from kf_deberta.training.run import MANIFEST, UNFINISHED, checkpoints, remove, size_and_crc
 
 
@@ -24,6 +24,8 @@ def reading(checkpoint: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if is_out_of_memory(error):  # no reason to delete it
+            raise
         raise InputError(
             f"{checkpoint}: not a checkpoint of this run ({one_line(error)}); delete it to go on from the one before"
         ) from error
