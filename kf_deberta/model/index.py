@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from kf_deberta.cli import InputError, say, write_atomically
+from kf_deberta.cli import InputError, progress, say, write_atomically
 
 CHUNK = 1024  # sentences encoded at a time, sorted by length among themselves
 BLOCK = 16384  # corpus rows of one product; bounds memory, changes no result
@@ -61,14 +60,16 @@ def embed_corpus(path: Path, sentences: list[str], embed: Callable[[list[str]], 
             return vectors
     except (OSError, ValueError, EOFError):  # not there yet, or cut
         pass
-    starts = range(0, len(sentences), CHUNK)
+    bar = progress(len(sentences), "corpus", "sentences")
     with write_atomically(kept) as temporary, open(temporary, "wb") as file:
-        for start in tqdm(starts, desc="Corpus", unit=f" x {CHUNK} sentences"):
+        for start in range(0, len(sentences), CHUNK):
             chunk = embed(sentences[start : start + CHUNK])
             if start == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(sentences), chunk.shape[1])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(chunk.astype("<f4").tobytes())
+            bar.update(len(chunk))
+    bar.close()
     say(f"{kept}: {len(sentences):,} vectors kept for the next search; delete it freely")
     return np.load(kept, mmap_mode="r")
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from kf_deberta.cli import InputError, one_line
+from kf_deberta.cli import InputError, one_line, progress
 
 INPUTS = {"input_ids", "attention_mask"}
 OUTPUT = "sentence_embedding"
@@ -122,19 +121,20 @@ class OnnxEncoder:
         encodings = self.tokenizer.encode_batch([self.prompt + sentence for sentence in sentences])
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i].ids))
         embeddings: list[np.ndarray] = [np.empty(0)] * len(order)
-        with tqdm(total=len(order), desc="Sentences", disable=not show_progress_bar) as progress:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                longest = len(encodings[batch[0]].ids)
-                input_ids = np.full((len(batch), longest), self.pad_id, dtype=np.int64)
-                attention_mask = np.zeros((len(batch), longest), dtype=np.int64)
-                for row, i in enumerate(batch):
-                    length = len(encodings[i].ids)
-                    input_ids[row, :length] = encodings[i].ids
-                    attention_mask[row, :length] = encodings[i].attention_mask
-                for i, embedding in zip(batch, self._run(input_ids, attention_mask), strict=True):
-                    embeddings[i] = embedding
-                progress.update(len(batch))
+        bar = progress(len(order), "encoding", "sentences", disable=not show_progress_bar)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            longest = len(encodings[batch[0]].ids)
+            input_ids = np.full((len(batch), longest), self.pad_id, dtype=np.int64)
+            attention_mask = np.zeros((len(batch), longest), dtype=np.int64)
+            for row, i in enumerate(batch):
+                length = len(encodings[i].ids)
+                input_ids[row, :length] = encodings[i].ids
+                attention_mask[row, :length] = encodings[i].attention_mask
+            for i, embedding in zip(batch, self._run(input_ids, attention_mask), strict=True):
+                embeddings[i] = embedding
+            bar.update(len(batch))
+        bar.close()
         if not embeddings:
             return np.empty((0, self.dimension), dtype=np.float32)
         result = np.stack(embeddings).astype(np.float32, copy=False)
