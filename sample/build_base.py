@@ -36,6 +36,7 @@ flags_first(parse_args)
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model
+from transformers.utils.logging import disable_progress_bar
 
 SAMPLE_DIR = Path(__file__).resolve().parent
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -158,6 +159,7 @@ def build_base(
 
 def main() -> None:
     """Read the command line, build the base and say what it is."""
+    disable_progress_bar()
     output_dir = build_base(**vars(parse_args()))
     size = (output_dir / "model.safetensors").stat().st_size
     print(f"{output_dir}: DebertaV2 with random weights, {size / 1e6:.1f} MB")
