@@ -53,6 +53,7 @@ def load_kor_sts(path: str | Path) -> Dataset:
     if pairs.note and path not in _told:
         _told.add(path)
         logger.warning(f"{path}: {pairs.note}")
+    say(f"{path}: {len(pairs.gold):,} pairs")
     texts = {"sentence1": pa.array(pairs.sentences1), "sentence2": pa.array(pairs.sentences2)}
     return _as_dataset(pa.table({**texts, "score": pa.array(pairs.gold)}))
 

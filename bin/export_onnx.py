@@ -31,6 +31,7 @@ from kf_deberta.cli import (
     number,
     one_of,
     run,
+    say,
 )
 
 
@@ -118,13 +119,16 @@ def write_graphs(
     sentences = [text for text in sentences if model.tokenizer(text, verbose=False)["input_ids"]]
     expected = onnx_check.torch_embeddings(model, sentences)
     full = graphs["float32"]
+    say(f"writing {full.name}")
     export_model(model, full, opset=args.opset, metadata=metadata)
+    say(f"checking {full.name} against torch")
     difference = onnx_check.check_graph(full, sentences, expected)
     print(f"{full.name}: embeddings differ from torch's by at most {difference:.1e}")
 
     # 2. float16
     if "float16" in graphs:
         half = graphs["float16"]
+        say(f"writing and checking {half.name}")
         export_model(model, half, opset=args.opset, dtype=torch.float16, metadata=metadata)
         cosine = onnx_check.check_reduced_graph(half, sentences, expected, onnx_check.FP16_MIN_COSINE)
         print(f"{half.name}: cosine with torch's embeddings at least {cosine:.6f} (run on the CPU)")
@@ -132,6 +136,7 @@ def write_graphs(
     # 3. int8, judged by KorSTS where it is there
     if "int8" in graphs:
         small = graphs["int8"]
+        say(f"writing and checking {small.name}")
         reduce_range = args.reduce_range == "yes" or (args.reduce_range == "auto" and not cpu_has_vnni())
         quantize_int8(full, small, reduce_range=reduce_range)
         cosine = onnx_check.check_reduced_graph(small, sentences, expected, onnx_check.INT8_MIN_COSINE)
@@ -140,6 +145,7 @@ def write_graphs(
         if pairs is None:
             return
         title = str(args.sts_dataset_path / "sts-test.tsv")
+        say(f"scoring torch, {full.name} and {small.name} on {title}")
         figures = onnx_check.compare_on_kor_sts(model, [full, small], pairs, title)
         warning = onnx_check.check_loss(figures, small.name, force=args.force)
         if warning:

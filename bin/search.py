@@ -28,6 +28,7 @@ from kf_deberta.cli import (
     model_options,
     printable,
     run,
+    say,
 )
 from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of
 from kf_deberta.data.text import compose_texts
@@ -77,6 +78,7 @@ def main() -> None:
     if args.onnx:
         from kf_deberta.model.onnx_encoder import OnnxEncoder, describe_prompt
 
+        say(f"loading {args.onnx}")
         encoder = OnnxEncoder(args.onnx, device=args.device, prompt=args.prompt)
         about = f"{args.onnx}{describe_prompt(encoder.prompt)}"
         encode, files, settings = encoder.encode, encoder.files, about

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kf_deberta.cli import InputError, model_options
+from kf_deberta.cli import InputError, model_options, say
 from kf_deberta.evaluation.published import published_pooling
 from kf_deberta.evaluation.scoring import encode_sorted
 from kf_deberta.model.load import describe, load_model
@@ -20,6 +20,7 @@ def load_encoder(name: str, args: argparse.Namespace) -> tuple[Callable[[list[st
     if name.endswith(".onnx"):
         if args.pooling:
             raise InputError(f"{name}: pooling is inside the graph; leave --pooling {args.pooling} out")
+        say(f"loading {name}")
         encoder = OnnxEncoder(name, device=args.device, prompt=args.prompt, normalize=args.normalize)
         size = args.batch_size or 64
         settings = f"onnxruntime{describe_prompt(encoder.prompt)}"

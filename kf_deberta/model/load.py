@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from transformers import modeling_utils
 
-from kf_deberta.cli import InputError, is_out_of_memory, one_line
+from kf_deberta.cli import InputError, is_out_of_memory, one_line, say
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
 from kf_deberta.model.hub import find_model, has_modules, hub_error
@@ -70,7 +70,8 @@ def load_model(
         check_model_directory(path)
     elif path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) is None:
         raise InputError(f"{name_or_path}: not a model directory; give a directory or a hub name like owner/model")
-    else:
+    say(f"loading {name_or_path}")
+    if not path.is_dir():
         commit, offline = find_model(name_or_path, revision)
     transformers.utils.logging.disable_progress_bar()  # of the fraction of a second that reading the weights takes
     try:

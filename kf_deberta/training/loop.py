@@ -46,7 +46,6 @@ def load_base(args: argparse.Namespace) -> SentenceTransformer:
     """
     if not torch.accelerator.is_available():
         keep_freed_memory()
-    say(f"loading {args.model_name_or_path}")
     with memory_advice("in loading the base", "take a smaller --model_name_or_path or --dtype bfloat16"):
         model = load_model(
             args.model_name_or_path,
@@ -192,6 +191,7 @@ def finish(
     """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
     go_on = f"free space, then go on with --resume {run.directory}"
     # 1. The best model, from disk
+    say(f"writing the best model to {run.directory}")
     with writing(run.directory, go_on):
         save_model(trainer.model, run.directory)
     if problem := format_problem(trainer.model):
