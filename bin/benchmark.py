@@ -128,16 +128,16 @@ def columns(text: str) -> list[str]:
     """Parse `a,b,score` for argparse, whose error line names the flag."""
     values = text.split(",")
     if len(values) != 3 or not all(values):
-        raise argparse.ArgumentTypeError(f"{text}: give three names, of both sentences and the score")
+        raise argparse.ArgumentTypeError(f"must be three names, of both sentences and the score, not {text}")
     return values
 
 
 def scale(text: str) -> tuple[float, float]:
     """Parse `0,1` for argparse, whose error line names the flag."""
-    low, high = map(float, text.split(","))
-    if not low < high < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: give the lowest and the highest score, such as 0,1")
-    return low, high
+    ends = several(number(float))(text)
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise argparse.ArgumentTypeError(f"must be the lowest and the highest score, such as 0,1, not {text}")
+    return tuple(ends)
 
 
 flags_first(parse_args)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import itertools
 import json
 import logging
 import math
@@ -235,15 +236,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """Parse the command line; an unknown flag is told with the nearest one that exists."""
-        parsed, rest = self.parse_known_args(args, namespace)
+        try:
+            parsed, rest = self.parse_known_args(args, namespace)
+        except InputError:  # a required flag is missing, perhaps because it is misspelled
+            words = itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args)
+            known = self._option_string_actions
+            rest = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
+            if not rest:
+                raise
         if not rest:
             return parsed
         flag = next((word for word in rest if word.startswith("--")), rest[0]).split("=")[0]
         name = flag.removeprefix("--").replace("-", "_")
         if name in self.refused:
             raise InputError(f"{flag} {self.refused[name]}")
-        known = [option.removeprefix("--") for option in self._option_string_actions]
-        near = difflib.get_close_matches(name, known, n=1)
+        names = [option.removeprefix("--") for option in (*self._option_string_actions, *self.refused)]
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean --{near[0]}?" if near else f"{self.prog} --help lists the flags"
         raise InputError(f"unknown flag {flag}; {hint}")
 

@@ -121,9 +121,9 @@ def test_what_cannot_be_used_is_one_line_with_its_place(name, content, message, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--columns", "a,b"], "a,b: give three names"),
-        (["--scale", "1,0", "--tsv", "x"], "1,0: give the lowest and the highest score"),
-        (["--scale", "0,nan", "--tsv", "x"], "0,nan: give the lowest and the highest score"),
+        (["--columns", "a,b"], "--columns: must be three names, of both sentences and the score, not a,b"),
+        (["--scale", "1,0", "--tsv", "x"], "--scale: must be the lowest and the highest score, such as 0,1, not 1,0"),
+        (["--scale", "0,nan", "--tsv", "x"], "--scale: must be a finite number, not nan"),
         (["--columns", "a,b,c", "--data", "sts17"], "--columns and --scale describe files"),
         (["--split", "dev", "--tsv", "x.tsv"], "--split dev is of korsts"),
         (["--split", "dev", "--data", "sts17"], "--split dev is of korsts"),

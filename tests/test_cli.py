@@ -75,12 +75,25 @@ def test_kinds_of_fault_have_one_wording():
         ("--zzz", f"unknown flag --zzz; {parser.prog} --help lists the flags"),
         ("stray", f"unknown flag stray; {parser.prog} --help lists the flags"),
         ("--greater_is_better 1", "--greater_is_better is set by the recipe; remove it"),
+        ("--greater_is_bettr 1", "unknown flag --greater_is_bettr; did you mean --greater_is_better?"),
     ]:
         with pytest.raises(InputError) as error:
             parser.parse_args(words.split(" "))
         assert str(error.value) == message
     args = parser.parse_args(["--dims", "4,8,4", "--output_dir", "~/x"])
     assert (args.dims, args.output_dir) == ([4, 8], Path.home() / "x")
+
+
+def test_a_misspelled_required_flag_is_named_as_unknown():
+    parser = Parser("A command.")
+    parser.add_argument("--verify", required=True)
+    for words, message in [
+        (["--verfy", "x"], "unknown flag --verfy; did you mean --verify?"),
+        ([], "the following arguments are required: --verify"),
+    ]:
+        with pytest.raises(InputError) as error:
+            parser.parse_args(words)
+        assert str(error.value) == message
 
 
 def call(main, **environment: str) -> subprocess.CompletedProcess:
