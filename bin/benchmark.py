@@ -109,8 +109,12 @@ def parse_args() -> argparse.Namespace:
         raise InputError("--columns and --scale describe files; give one with --data")
     if args.split and "korsts" not in (args.data or ["korsts" if args.tsv is None else ""]):
         raise InputError(f"--split {args.split} is of korsts; leave it out, or add korsts to --data")
-    if args.bf16 and (graphs := [name for name in args.model_name_or_path if name.endswith(".onnx")]):
+    graphs = [name for name in args.model_name_or_path if name.endswith(".onnx")]
+    if args.bf16 and graphs:
         raise InputError(f"{graphs[0]}: a graph runs in the precision it was exported in; leave --bf16 out")
+    of_torch = [name for name in ("revision", "trust_remote_code", "no_fast_attention") if name in given]
+    if of_torch and graphs and graphs == args.model_name_or_path:
+        raise InputError(f"{graphs[0]}: the graph is all that is loaded; leave out --{', --'.join(of_torch)}")
     for path, formats in [(path, FORMATS) for path in args.output] + [(args.plot, PLOT_FORMATS)]:
         if path is not None and path.suffix not in formats:
             raise InputError(f"{path}: the name must end with {' or '.join(formats)}")

@@ -63,6 +63,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.into_model_dir and not Path(args.model_name_or_path).is_dir():
         raise InputError(f"--into_model_dir: {args.model_name_or_path} is not a local directory; leave the flag out")
+    of_int8 = [name for name in ("reduce_range", "force") if getattr(args, name) != parser.get_default(name)]
+    if of_int8 and not args.quantize:
+        raise InputError(f"--{', --'.join(of_int8)}: only for int8; add --quantize or leave them out")
     return args
 
 
