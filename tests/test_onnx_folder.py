@@ -147,6 +147,14 @@ def test_a_full_disk_is_one_line_whatever_a_library_makes_of_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_refused_export_leaves_no_directory_that_it_made(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "mine/a/b", "c"):
+        with pytest.raises(InputError), reserved(tmp_path / folder):
+            raise InputError("refused")
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("mine")]
+
+
 @pytest.mark.parametrize("limit", [2_000, 250_000])
 def test_no_room_for_a_file(run_export, toy_base, tmp_path, capsys, limit):
     """2,000 bytes: no tokenizer.json; 250,000: a float32 graph, but not its folded copy."""
@@ -159,7 +167,7 @@ def test_no_room_for_a_file(run_export, toy_base, tmp_path, capsys, limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2 and f"{tmp_path / 'out'}: File too large; free space" in error
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_hub_layout_and_a_name_of_pattern_characters(run_export, toy_base, repo, tmp_path, capsys):

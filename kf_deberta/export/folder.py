@@ -7,6 +7,7 @@ by now, is the user's: it is never replaced or removed.
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -31,10 +32,13 @@ def plain_names(stem: str) -> dict[str, str]:
 def reserved(directory: Path) -> Iterator[Path]:
     """Make `directory`, keep other exports out of it and yield an empty working directory inside, removed at the end.
 
+    Directories that it made go too where nothing was put into them.
+
     Raises:
         InputError: another export is at work there, nothing can be written, or the disk is full.
     """
     check_writable(directory)
+    made = list(itertools.takewhile(lambda path: not path.exists(), (directory, *directory.parents)))
     directory.mkdir(parents=True, exist_ok=True)
     taken = lock(directory / LOCK, f"{directory}: another export is writing there; wait, or give another folder")
     work = directory / WORK
@@ -51,6 +55,9 @@ def reserved(directory: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # Windows: open files stay
             (directory / LOCK).unlink()  # before its release, so that who waits for it takes a new one
         taken.release()
+        with contextlib.suppress(OSError):  # not empty: an export went well
+            for path in made:
+                path.rmdir()
 
 
 def disk_full(error: BaseException | None) -> str | None:
