@@ -6,7 +6,7 @@
 #   ./bin/reproduce.sh --bf16      flags go to training_multi_task.py
 #
 # Needs the internet for the base model and the data set (160 MB), and a GPU. Estimated from operation counts, not
-# measured with the real base: under an hour and about 16 GB of GPU memory in float32 on a current data-centre GPU;
+# measured with the real base: under an hour and about 16 GB of GPU memory in float32 on a current data-center GPU;
 # 8 GB of disk for checkpoints. Smaller memory: --nli_mini_batch_size 32 (the same result).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

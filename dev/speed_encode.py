@@ -1,6 +1,6 @@
 """Sentence embeddings in kf-deberta-base's shape, random weights: torch eager and fast, ONNX float32 and int8.
 
-One process, the variants in turn on the same token ids (A B A B); tokenisation is left out. Three workloads: one
+One process, the variants in turn on the same token ids (A B A B); tokenization is left out. Three workloads: one
 sentence of 20 tokens, 32 of them, and KorSTS test sentences in length-sorted batches.
 
     python dev/speed.py encode
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     add = parser.add_argument
     add("--rounds", type=int, default=7, help="measured rounds of each variant (default: %(default)s)")
-    add("--sentences", type=int, default=256, help="KorSTS test sentences a round (default: %(default)s)")
+    add("--sentences", type=int, default=256, help="KorSTS test sentences per round (default: %(default)s)")
     add("--batch_size", type=int, default=32, help="of the sorted sentences (default: %(default)s)")
-    add("--no_onnx", action="store_true", help="leave out the two ONNX graphs")
+    add("--no_onnx", action="store_true", help="leave out the two ONNX graphs (default: off)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -123,7 +123,7 @@ def _print_table(name: str, sentences: int, steps: dict[str, list[Callable]], ar
     baseline = f"torch, {common.LIBRARY}"
     seconds = common.interleave(steps, args, name, baseline)
     print(f"\n### {name}\n")
-    print("| variant | ms a sentence (median) | times as fast as library eager (range) |")
+    print("| variant | ms per sentence (median) | times as fast as library eager (range) |")
     print("|---|---|---|")
     for variant, values in seconds.items():
         ratio = "1" if variant == baseline else common.ratio_of(seconds, variant, baseline)

@@ -85,7 +85,7 @@ def _median(results: dict[str, list[dict]], loader: str, key: str) -> float:
 
 
 def write_synthetic_kor_nli(path: Path, rows: int, seed: int, words: list[str] | None = None) -> None:
-    """Write sentences of `words` (None: of random syllables), three rows a premise; same arguments, same file."""
+    """Write sentences of `words` (None: of random syllables), three rows per premise; same arguments, same file."""
     rng = random.Random(seed)
     words = words or [
         "".join(chr(rng.randrange(0xAC00, 0xD7A4)) for _ in range(rng.choice((1, 2, 2, 3)))) for _ in range(20_000)

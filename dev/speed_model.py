@@ -47,7 +47,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="bfloat16: autocast (default: float32)")
     add("--dataset_path", default="kor-nlu-datasets", help="folder with KorSTS/ and KorNLI/ (default: %(default)s)")
-    add("--tokenizer", help="tokenizer.json that counts the tokens; default: two characters of a word to a token")
+    add("--tokenizer", help="tokenizer.json that counts the tokens (default: two characters of a word to a token)")
     add("--seed", type=int, default=42, help="of weights, dropout and batches (default: %(default)s)")
 
 
@@ -280,7 +280,7 @@ def ratio_of(seconds: dict[str, list[float]], variant: str, baseline: str) -> st
 
 
 def matmul_rates(args: argparse.Namespace, tokens: int = 512) -> dict[str, float]:
-    """Operations a second of a product [tokens, 768] x [768, 3072] in --dtype; best of 20, by library."""
+    """Operations per second of a product [tokens, 768] x [768, 3072] in --dtype; best of 20, by library."""
     dtype, tokens = getattr(torch, args.dtype), tokens if args.device == "cpu" else 16 * tokens
     states = torch.randn(tokens, HIDDEN, device=args.device, dtype=dtype)
     layer = nn.Linear(HIDDEN, INTERMEDIATE, bias=False, device=args.device, dtype=dtype)

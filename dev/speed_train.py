@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark to a parser."""
     common.add_model_arguments(parser)
     add = parser.add_argument
-    add("--objective", choices=["sts", "nli", "both"], default="both", help="(default: %(default)s)")
+    add(
+        "--objective", choices=["sts", "nli", "both"], default="both", help="whose step to time (default: %(default)s)"
+    )
     add("--sts_batch_size", type=int, default=BATCH["sts"], help="pairs of a step (default: %(default)s)")
     add("--nli_batch_size", type=int, default=BATCH["nli"], help="triplets of a step (default: %(default)s)")
     add("--rounds", type=int, default=7, help="measured steps of each variant (default: %(default)s)")
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         masks = [[column["attention_mask"] for column in columns] for columns, _ in batches]
         flops = [sum(step_flops(mask, args.layers) for mask in columns) for columns in masks]
         real = np.mean([float(mask.float().mean()) for columns in masks for mask in columns])
-        print(f"\n### Training step, {objective.upper()}: {len(batches[0][1])} rows a batch, {args.layers} layers\n")
+        print(f"\n### Training step, {objective.upper()}: {len(batches[0][1])} rows per batch, {args.layers} layers\n")
         print(f"{common.machine(args)}. {source}; {real:.0%} of the padded positions are real tokens.")
         _print_table(objective, args, seconds, rates, flops, peaks)
     if len(fastest) == 2:
@@ -163,7 +165,9 @@ def _print_table(
     print(f"{args.rounds} rounds on random batches. A step must do {median(flops) / 1e9:,.0f} GFLOP (median).")
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
     print(f"{args.dtype} product here: {rates}.\n")
-    print("| variant | s a step (median) | times as fast as library (range) | share of the best product rate | peak |")
+    print(
+        "| variant | s per step (median) | times as fast as library (range) | share of the best product rate | peak |"
+    )
     print("|---|---|---|---|---|")
     for name, values in seconds.items():
         share = median(flop / second / best for flop, second in zip(flops, values, strict=True))

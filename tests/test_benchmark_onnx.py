@@ -65,7 +65,7 @@ def test_encoder_gives_the_known_embeddings_whatever_the_batches(known_graph):
 
 
 def test_hand_made_file_has_its_known_correlations(known_graph, tmp_path, capsys):
-    """Cosines 0.8 0.6 0.4 0.2 with gold 4 3 1 2: two neighbours swapped, so r = rho = 1 - 6 * 2 / (4 * 15) = 0.8.
+    """Cosines 0.8 0.6 0.4 0.2 with gold 4 3 1 2: two neighbors swapped, so r = rho = 1 - 6 * 2 / (4 * 15) = 0.8.
 
     On unit vectors the dot product is the cosine, and both distances fall as it rises, so all four rho are 0.8.
     """

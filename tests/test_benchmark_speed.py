@@ -31,7 +31,7 @@ def test_train_as_a_user_runs_it(run_script, tmp_path):
     sizes = ["--sts_batch_size", "2", "--nli_batch_size", "2"]
     result = run_script("dev/speed.py", "train", *ARGUMENTS, *sizes, "--no_memory", cwd=tmp_path, check=True)
     assert "lengths drawn from the built-in distribution" in result.stdout
-    assert "STS: 2 rows a batch" in result.stdout and "NLI: 2 rows a batch" in result.stdout
+    assert "STS: 2 rows per batch" in result.stdout and "NLI: 2 rows per batch" in result.stdout
     rows = _rows(result.stdout)
     assert [row[0] for row in rows[:2]] == ["library eager", "fast attention"]
     for _, seconds, ratio, share, peak in rows:

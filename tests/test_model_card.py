@@ -39,7 +39,7 @@ def card(run):
     return ModelCard.load(run.directory / "README.md")
 
 
-def test_metadata_is_valid_korean_and_leaves_the_licence_open(card):
+def test_metadata_is_valid_korean_and_leaves_the_license_open(card):
     assert card.data.language == ["ko"]
     assert card.data.get("license") is None
     metadata = card.data.to_dict()

@@ -1,7 +1,7 @@
 """One test for each fact of the published multi-task recipe, read off a short run of the script as it stands.
 
 The run: default flags but for the base, the data, 3 epochs and an evaluation every 3 rounds. 600 triplets are 4
-batches of 128 a pass, 28 pairs are 4 batches of 8 (the last of 4): 4 rounds an epoch, 12 rounds.
+batches of 128 per pass, 28 pairs are 4 batches of 8 (the last of 4): 4 rounds per epoch, 12 rounds.
 """
 
 import csv

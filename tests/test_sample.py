@@ -48,7 +48,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [dict(zip(header, line.split("\t"), strict=True)) for line in lines[1:]]
 
 
-def normalise(sentence: str) -> str:
+def normalize(sentence: str) -> str:
     """Drop what does not make another sentence: spaces, punctuation, letter case."""
     return re.sub(r"[\W_]", "", sentence).lower()
 
@@ -64,7 +64,7 @@ def nli(repo) -> list[dict[str, str]]:
 
 
 def sentences(rows: list[dict[str, str]]) -> set[str]:
-    return {normalise(row[column]) for row in rows for column in ("sentence1", "sentence2")}
+    return {normalize(row[column]) for row in rows for column in ("sentence1", "sentence2")}
 
 
 def test_columns_are_the_official_ones(sts, nli):
@@ -99,12 +99,12 @@ def test_nli_has_one_hypothesis_a_label_for_each_premise(nli):
 def test_no_sentence_is_repeated(sts, nli):
     premises = {row["sentence1"] for row in nli}
     for texts in ([row["sentence2"] for row in nli] + list(premises), *(pair_list(rows) for rows in sts.values())):
-        repeated = [text for text, count in Counter(map(normalise, texts)).items() if count > 1]
+        repeated = [text for text, count in Counter(map(normalize, texts)).items() if count > 1]
         assert not repeated
 
 
 def pair_list(rows: list[dict[str, str]]) -> list[str]:
-    return [normalise(row["sentence1"]) + "/" + normalise(row["sentence2"]) for row in rows]
+    return [normalize(row["sentence1"]) + "/" + normalize(row["sentence2"]) for row in rows]
 
 
 def test_no_sentence_is_in_two_splits(sts, nli):

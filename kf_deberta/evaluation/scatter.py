@@ -1,4 +1,4 @@
-"""Cosine similarity against gold score as a figure, one panel a model."""
+"""Cosine similarity against gold score as a figure, one panel per model."""
 
 from collections.abc import Sequence
 from pathlib import Path

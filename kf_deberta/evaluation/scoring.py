@@ -94,7 +94,7 @@ def transform(pairs: PairEmbeddings, dimension: int | None, precision: str) -> P
     """Cut embeddings to their first `dimension` values and quantize them, as EmbeddingSimilarityEvaluator does.
 
     A `precision` other than float32 normalizes first. int8: 256 levels between each dimension's minimum and maximum
-    over the sentences of these pairs. binary: one bit a dimension (value > 0), compared as vectors of 0 and 1: the
+    over the sentences of these pairs. binary: one bit per dimension (value > 0), compared as vectors of 0 and 1: the
     squared Euclidean and the Manhattan distance are both the Hamming distance, the dot product counts common ones.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-# A new group costs some 30 small operations a layer: as much as so many scores of a head
+# A new group costs some 30 small operations per layer: as much as so many scores of a head
 MIN_SCORES_SAVED = 4096
 MIN_LENGTH_RATIO = 1.25
 
