@@ -92,6 +92,7 @@ def rehearsed(hub, online, run):
     )
     assert statuses == [0] * 7, output[-3000:] + stderr[-6000:]
     signs = ["loading libraries", f"loading {BASE}", "model: ", "before training: scoring KorSTS test, 20 pairs"]
+    signs += ["writing the best model to ", f"loading {PUBLISHED}", "writing kf-deberta-multitask.onnx"]
     for sign in [*signs, "writing checkpoint-4", "scoring the best model on KorSTS test, 20 pairs"]:
         assert f"\n{sign}" in "\n" + stderr, f"no sign of life: {sign}"
     assert "FutureWarning" not in stderr and stderr.count("Trying to resume download") == 1
