@@ -1,8 +1,10 @@
 """Speed of training, encoding and data loading against the ordinary way, measured here and now, ratios first.
 
-python dev/speed.py train --layers 2 --rounds 3
-python dev/speed.py encode --threads 4
-python dev/speed.py load
+    python dev/speed.py train --layers 2 --rounds 3
+    python dev/speed.py encode --threads 4
+    python dev/speed.py load
+
+Each subcommand has flags of its own: python dev/speed.py train --help.
 """
 
 import argparse
