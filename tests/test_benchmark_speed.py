@@ -14,7 +14,7 @@ ARGUMENTS = ["--layers", "1", "--vocab", "200", "--rounds", "1"]
 
 
 @pytest.fixture
-def bin_modules(repo, monkeypatch):
+def speed_modules(repo, monkeypatch):
     monkeypatch.syspath_prepend(str(repo / "bin"))
     import speed_encode
     import speed_train
@@ -41,10 +41,10 @@ def test_train_as_a_user_runs_it(run_script, tmp_path):
             assert 0 < low <= middle <= high
 
 
-def test_operations_of_a_step_against_torch_s_counter(bin_modules):
+def test_operations_of_a_step_against_torch_s_counter(speed_modules):
     import speed_model
 
-    speed_train, _ = bin_modules
+    speed_train, _ = speed_modules
     model = speed_model.variants_of(speed_model.base_model(layers=2, vocab=50, seed=0))["fast attention"].model.train()
     batch = speed_model.padded_batch([24, 24, 24], 50, torch.Generator())
     with FlopCounterMode(display=False) as counter:
@@ -54,7 +54,7 @@ def test_operations_of_a_step_against_torch_s_counter(bin_modules):
     assert least <= counter.get_total_flops() <= 1.03 * least
 
 
-def test_merged_columns_give_the_same_embeddings(bin_modules):
+def test_merged_columns_give_the_same_embeddings(speed_modules):
     import speed_model
 
     model = speed_model.base_model(layers=1, vocab=50, seed=0).eval()
@@ -68,8 +68,8 @@ def test_merged_columns_give_the_same_embeddings(bin_modules):
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
 
 
-def test_peak_of_the_fast_step_is_lower(bin_modules):
-    speed_train, _ = bin_modules
+def test_peak_of_the_fast_step_is_lower(speed_modules):
+    speed_train, _ = speed_modules
     parser = argparse.ArgumentParser()
     speed_train.add_arguments(parser)
     args = parser.parse_args([*ARGUMENTS, "--nli_batch_size", "24"])
@@ -80,8 +80,8 @@ def test_peak_of_the_fast_step_is_lower(bin_modules):
     assert 0 < peaks["fast attention"] < peaks["library eager"]
 
 
-def test_encode_in_torch(bin_modules, kor_nlu, tiny_deberta, capsys):
-    _, speed_encode = bin_modules
+def test_encode_in_torch(speed_modules, kor_nlu, tiny_deberta, capsys):
+    _, speed_encode = speed_modules
     parser = argparse.ArgumentParser()
     speed_encode.add_arguments(parser)
     flags = ["--no_onnx", "--sentences", "6", "--batch_size", "4", "--dataset_path", str(kor_nlu)]
@@ -93,7 +93,7 @@ def test_encode_in_torch(bin_modules, kor_nlu, tiny_deberta, capsys):
     assert len(rows) % 3 == 0 and all(float(row[1]) > 0 for row in rows)
 
 
-def test_bad_numbers_are_refused_before_any_work(bin_modules, monkeypatch):
+def test_bad_numbers_are_refused_before_any_work(speed_modules, monkeypatch):
     import speed
 
     monkeypatch.setattr(sys, "argv", ["speed.py", "train", "--rounds", "0"])

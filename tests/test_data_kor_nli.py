@@ -10,7 +10,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from data_util import find_kor_nli_train_files, load_kor_nli
 from kf_deberta.cli import InputError
-from kf_deberta.data import tsv as tsv_util
+from kf_deberta.data import tsv
 from kf_deberta.data.official import verify
 
 HEADER = "sentence1\tsentence2\tgold_label\n"
@@ -116,7 +116,7 @@ def test_only_seed_and_content_decide(tmp_path, monkeypatch):
     triplets = as_tuples(load_kor_nli([a, b], 3))
     assert as_tuples(load_kor_nli([str(b), str(a)], 3)) == triplets
     assert as_tuples(load_kor_nli([a, b], 4)) != triplets
-    monkeypatch.setattr(tsv_util, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(tsv, "CHUNK_ROWS", 100)
     assert as_tuples(load_kor_nli(iter([b, a]), 3)) == triplets
 
     elsewhere = tmp_path / "0"  # a folder that sorts before the other files' names

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from data_util import load_kor_sts
-from kf_deberta.data import tsv as tsv_util
+from kf_deberta.data import tsv
 from kf_deberta.data.official import KOR_STS_ROWS
 
 HEADER = "sentence1\tsentence2\tscore"
@@ -109,5 +109,5 @@ def test_a_file_under_another_name_is_loaded_without_a_warning(tmp_path, caplog)
 def test_rows_do_not_depend_on_the_block_size(kor_nlu, monkeypatch):
     path = kor_nlu / "KorSTS" / "sts-test.tsv"
     whole = load_kor_sts(path)
-    monkeypatch.setattr(tsv_util, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(tsv, "CHUNK_ROWS", 1000)
     assert load_kor_sts(path).to_dict() == whole.to_dict()

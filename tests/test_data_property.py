@@ -10,7 +10,7 @@ from test_data_kor_nli import as_tuples, check_triplets, plain_partners
 
 from data_util import LABELS, load_kor_nli, load_kor_sts
 from kf_deberta.cli import InputError
-from kf_deberta.data import tsv as tsv_util
+from kf_deberta.data import tsv
 
 TRICKY = [
     "\t",
@@ -87,7 +87,7 @@ def test_kor_sts_equals_a_plain_reading(tmp_path_factory, content, block):
     path = tmp_path_factory.getbasetemp() / "random-sts.tsv"
     path.write_bytes(content)
     rows, malformed = plain_rows(content, is_pair)
-    with mock.patch.object(tsv_util, "CHUNK_ROWS", block):
+    with mock.patch.object(tsv, "CHUNK_ROWS", block):
         if malformed:
             with pytest.raises(InputError) as error:
                 load_kor_sts(path)
@@ -110,7 +110,7 @@ def test_kor_nli_equals_a_plain_reading(tmp_path_factory, content, block):
     path = tmp_path_factory.getbasetemp() / "random-nli.tsv"
     path.write_bytes(content)
     rows, malformed = plain_rows(content, lambda row: row[2].strip() in LABELS)
-    with mock.patch.object(tsv_util, "CHUNK_ROWS", block):
+    with mock.patch.object(tsv, "CHUNK_ROWS", block):
         if malformed:
             with pytest.raises(InputError) as error:
                 load_kor_nli([path], 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deberta_models import relative_error
-from kf_deberta.model import cpu as onednn_linear
+from kf_deberta.model import cpu
 from kf_deberta.model.cpu import OneDnnLinear, use_onednn_linear
 
 needs_operator = pytest.mark.skipif(
@@ -15,7 +15,7 @@ needs_operator = pytest.mark.skipif(
 @pytest.fixture
 def any_processor(monkeypatch):
     """The products are right on every processor; only their speed differs."""
-    monkeypatch.setattr(onednn_linear, "_worthwhile", lambda: True)
+    monkeypatch.setattr(cpu, "_worthwhile", lambda: True)
 
 
 @needs_operator
@@ -72,7 +72,7 @@ def test_small_layers_and_names_stay(any_processor):
 
 
 def test_nothing_on_processors_that_do_not_gain(monkeypatch):
-    monkeypatch.setattr(onednn_linear, "_worthwhile", lambda: False)
+    monkeypatch.setattr(cpu, "_worthwhile", lambda: False)
     assert use_onednn_linear(torch.nn.Linear(400, 400)) == 0
 
 

@@ -28,7 +28,6 @@ SIMILARITIES: dict[str, Callable] = {
     "dot": pairwise_dot_score,
 }
 FIGURES = tuple(f"{similarity}_{kind}" for similarity in SIMILARITIES for kind in ("pearson", "spearman"))
-PRECISIONS = ("float32", "int8", "binary")
 # float32 noise on equal similarities stays under this share of their size; a correlation with it means nothing
 CONSTANT_SHARE = 1e-6
 

@@ -20,7 +20,6 @@ from kf_deberta.model.cpu import use_onednn_linear
 from kf_deberta.model.hub import find_model, has_modules, hub_error
 from kf_deberta.model.onnx_encoder import describe_prompt
 
-POOLINGS = ("mean", "cls")
 TRIAL = ["가", "비가 오는 날에는 집에서 책을 읽는다."]
 # else transformers starts a thread that asks the hub to convert a repository without safetensors
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
@@ -54,7 +53,7 @@ def load_model(
             linear layers to oneDNN on processors where that is faster; the same numbers to rounding.
         max_seq_length: tokens a sentence is truncated to; None keeps the model's own, as far as it has positions.
         trust_remote_code: run Python code from the model repository; off unless the user asks.
-        pooling: one of POOLINGS, for an encoder without modules of its own; None takes the library's choice, the
+        pooling: "mean" or "cls", for an encoder without modules of its own; None takes the library's choice, the
             mean (the last token of a causal language model).
         normalize: scale embeddings to length 1 by a Normalize module at the end, where there is none.
         prompt: text put before every sentence; None keeps the model's default prompt, "" takes none.

@@ -1,6 +1,5 @@
 """Headless Chromium driven by chromedriver over the WebDriver protocol, with nothing but the standard library."""
 
-import base64
 import contextlib
 import http.server
 import json
@@ -61,10 +60,6 @@ class Browser:
                 return value
             time.sleep(0.1)
         raise TimeoutError(f"{code}: {self.script('return document.body.innerText')}")
-
-    def screenshot(self, path: Path) -> None:
-        with urllib.request.urlopen(f"{self.session}/screenshot", timeout=60) as response:
-            path.write_bytes(base64.b64decode(json.load(response)["value"]))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kf_deberta.training import trainer as multi_task_trainer
+from kf_deberta.training import trainer as trainer_module
 
 
 @dataclasses.dataclass
@@ -27,7 +27,7 @@ class Recording:
     """What a run did, and the objects it did it with."""
 
     steps: list[Step]
-    trainer: multi_task_trainer.MultiTaskTrainer
+    trainer: trainer_module.MultiTaskTrainer
     directory: Path
 
 
@@ -43,8 +43,8 @@ def record(module, arguments: list[object], output: Path) -> Recording:
     """Run `module.main()` with `arguments`, recording every step of its optimizers."""
     steps: list[Step] = []
     seen: dict = {}
-    original_init = multi_task_trainer.MultiTaskTrainer.__init__
-    original_step = multi_task_trainer.PerObjectiveAdamW.step
+    original_init = trainer_module.MultiTaskTrainer.__init__
+    original_step = trainer_module.PerObjectiveAdamW.step
 
     def keep_trainer(self, **kwargs):
         original_init(self, **kwargs)
@@ -80,8 +80,8 @@ def record(module, arguments: list[object], output: Path) -> Recording:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multi_task_trainer.MultiTaskTrainer, "__init__", keep_trainer)
-        patch.setattr(multi_task_trainer.PerObjectiveAdamW, "step", recorded_step)
+        patch.setattr(trainer_module.MultiTaskTrainer, "__init__", keep_trainer)
+        patch.setattr(trainer_module.PerObjectiveAdamW, "step", recorded_step)
         patch.setattr(sys, "argv", [module.__file__, *map(str, arguments), "--output_dir", str(output)])
         module.main()
     return Recording(steps, seen["trainer"], Path(seen["trainer"].args.output_dir))
