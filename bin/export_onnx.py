@@ -33,6 +33,7 @@ from kf_deberta.cli import (
     run,
     say,
 )
+from kf_deberta.data.download import DEFAULT_PATH
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     add("--hub_layout", action="store_true", help=names)
     add("--into_model_dir", action="store_true", help="put the graphs into the model's directory too, by these names")
     data = "folder of sts-test.tsv; if it is there, --quantize compares the figures of torch, float32 and int8"
-    add("--sts_dataset_path", type=file_path, default=Path("kor-nlu-datasets/KorSTS"), help=data)
+    add("--sts_dataset_path", type=file_path, default=DEFAULT_PATH / "KorSTS", help=data)
     args = parser.parse_args()
     if args.into_model_dir and not Path(args.model_name_or_path).is_dir():
         raise InputError(f"--into_model_dir: {args.model_name_or_path} is not a local directory; leave the flag out")
