@@ -135,7 +135,10 @@ def test_the_key_is_of_the_weights_not_of_the_path(toy_base, tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert index.fingerprint(index.folder_files(copy), "a") != before
+    changed = index.fingerprint(index.folder_files(copy), "a")
+    assert changed != before
+    (copy / "modeling_own.py").write_text("own code decides embeddings too")
+    assert index.fingerprint(index.folder_files(copy), "a") != changed
 
 
 @pytest.mark.parametrize("count", [1, 7, 50, 1000])

@@ -10,7 +10,7 @@ from kf_deberta.cli import InputError, progress, say, write_atomically
 
 CHUNK = 1024  # sentences encoded at a time, sorted by length among themselves
 BLOCK = 16384  # corpus rows of one product; bounds memory, changes no result
-MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")  # kinds that decide embeddings
 DIGITS = 6  # scores that agree in so many digits are equal: products in other blocks round otherwise
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from kf_deberta.cli import InputError, check_writable, lock, one_line, read_json, say, write_atomically
 from kf_deberta.data.official import git_blob_id
+from kf_deberta.model.index import MODEL_FILES
 
 RUN_FILE = "training_arguments.json"
 # the description of RUN_FILE; a run adds what it finds out later: test, best_round, ...
@@ -326,8 +327,7 @@ def content_of(args: argparse.Namespace, commit: str | None, objectives: list[st
     content = {path.relative_to(root).as_posix(): git_blob_id(path) for path in sorted(files)}
     if commit is not None:
         return content | {"base": f"{args.model_name_or_path} at {commit}"}
-    kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
-    files = sorted(path for path in base.rglob("*") if path.suffix in kinds and path.is_file())
+    files = sorted(path for path in base.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
     files = [path for path in files if not {"eval", "onnx"} & set(path.relative_to(base).parts)]
     return content | {f"base {path.relative_to(base).as_posix()}": git_blob_id(path) for path in files}
 
