@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from kf_deberta.cli import InputError, one_line, progress
+from kf_deberta.cli import InputError, is_out_of_memory, one_line, progress
 
 INPUTS = {"input_ids", "attention_mask"}
 OUTPUT = "sentence_embedding"
@@ -104,7 +104,9 @@ class OnnxEncoder:
         """Embeddings of one batch, (batch, tokens) to (batch, dimensions); InputError where the graph gives none."""
         try:
             output = self.session.run([OUTPUT], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
-        except Exception as error:  # a fixed axis, an index out of range, too little memory
+        except Exception as error:  # a fixed axis, an index out of range
+            if is_out_of_memory(error):
+                raise
             batch = "{} sentences of {} tokens".format(*input_ids.shape)
             raise InputError(f"{self.path}: cannot embed {batch} ({one_line(error)})") from error
         if np.ndim(output) != 2 or len(output) != len(input_ids):
