@@ -141,7 +141,7 @@ class PlainProgress:
             return
         self.next = now + PLAIN_SECONDS
         seconds = (now - self.start) / (self.n - self.initial)
-        rate = f"{1 / seconds:.2f} {self.unit}/s" if seconds < 1 else f"{seconds:.2f} s per {self.unit[:-1]}"
+        rate = f"{1 / seconds:.1f} {self.unit}/s" if seconds < 1 else f"{seconds:.2f} s per {self.unit[:-1]}"
         rate += f", {tqdm.format_interval((self.total - self.n) * seconds)} left"
         print(f"{self.desc} {self.n:,}/{self.total:,}, {rate}{self.text}", file=sys.stderr, flush=True)
 
