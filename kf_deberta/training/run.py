@@ -212,7 +212,8 @@ def _lock(directory: Path, prefix: str = "") -> None:
 
 def left_over(directory: Path, *, finished: bool) -> list[Path]:
     """Return what a killed process left in a run's directory, or all that only an unfinished run needs."""
-    hidden = re.compile(rf"\.({Path(RUN_FILE).stem}|training_curves|similarity_evaluation_.*)\.\d+\.(json|png|csv)")
+    names = f"{Path(RUN_FILE).stem}|README|training_curves|similarity_evaluation_.*"
+    hidden = re.compile(rf"\.({names})\.\d+\.(json|md|png|csv)")
     paths = [path for path in (*directory.glob(".*"), *directory.glob("eval/.*")) if hidden.fullmatch(path.name)]
     paths += [path for path in [directory / UNFINISHED] if path.exists()]
     if finished:
