@@ -1,10 +1,12 @@
 """Fine-tune a Korean encoder on KorSTS pairs alone.
 
-Five epochs of CosineSimilarityLoss in shuffled batches of 8 pairs, gold score / 5, scored on KorSTS.
+Five epochs of CosineSimilarityLoss in shuffled batches of 8 pairs, gold score / 5, scored on KorSTS. CoSENTLoss ranks
+the pairs of a batch against each other instead; ./bin/train.sh best ends with it.
 
     python training_sts.py
     python training_sts.py --model_name_or_path klue/roberta-base --bf16
     python training_sts.py --max_rounds 100                              # a short look
+    python training_sts.py --sts_loss cosent --batch_size 32 --learning_rate 4e-5 --normalize
     torchrun --nproc_per_node 4 training_sts.py                          # the batch size stays global
     python training_sts.py --resume                                      # the newest unfinished run
 """
@@ -16,6 +18,7 @@ from kf_deberta.training.flags import parse_flags, training_arguments
 RECIPE = {
     "num_epochs": 5,  # passes over the pairs
     "batch_size": 8,  # pairs per step
+    "sts_loss": "cosine",  # squared error of the cosine; cosent: the order of the cosines
     "max_seq_length": 128,  # tokens per sentence
     "learning_rate": 2e-5,  # peak
     "weight_decay": 0.01,  # none on biases and LayerNorm
@@ -31,7 +34,7 @@ def main() -> None:
     """Train by the STS recipe."""
     # 1. Flags; what takes seconds to import comes after them
     args = parse_flags(__doc__, RECIPE, output_prefix="kor_sts_")
-    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+    from sentence_transformers.sentence_transformer.losses import CoSENTLoss, CosineSimilarityLoss
 
     from data_util import load_kor_sts
     from kf_deberta.data.download import ensure_kor_nlu_datasets
@@ -53,12 +56,13 @@ def main() -> None:
     # 3. Model: the encoder with mean pooling, in float32
     model = load_base(args)
 
-    # 4. Train: mean squared error between cosine and gold
+    # 4. Train: mean squared error between cosine and gold, or gold's order alone
+    sts_loss = CoSENTLoss(model) if args.sts_loss == "cosent" else CosineSimilarityLoss(model)
     trainer = MultiTaskTrainer(
         model=model,
         args=training_args,
         train_dataset={"sts": sts},
-        loss=with_matryoshka(model, {"sts": CosineSimilarityLoss(model)}, args.matryoshka_dims),
+        loss=with_matryoshka(model, {"sts": sts_loss}, args.matryoshka_dims),
         batch_samplers={"sts": ShuffledBatchSampler(sts, args.batch_size, args.seed)},
         evaluator=dev,
     )

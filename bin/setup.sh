@@ -1,6 +1,7 @@
-# Sourced by demo.sh and test.sh: make .venv if there is none, install what changed, put it on PATH.
-# usage: setup_venv REQUIREMENTS_FILE...   (from the repository root)
+# Sourced by the other scripts of this folder.
 
+# Make .venv if there is none, install what changed, put it on PATH.
+# usage: setup_venv REQUIREMENTS_FILE...   (from the repository root)
 setup_venv() {
     local python version stamp
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one that an interrupt left unfinished
@@ -27,3 +28,25 @@ setup_venv() {
     fi
     PATH=$PWD/.venv/bin:$PATH
 }
+
+# Train below FOLDER, go on with a run that was stopped there, or keep a finished one; its directory is then in $run.
+# usage: train_once FOLDER SCRIPT FLAG...
+train_once() {
+    local folder=$1 state=none
+    shift
+    run=$(newest_run "$folder")
+    if [ -n "$run" ]; then
+        state=$(python -c 'import json, sys; print(json.load(open(sys.argv[1] + "training_arguments.json"))["status"])' "$run") || {
+            echo "error: $run holds no readable run; delete it" >&2
+            return 2
+        }
+    fi
+    case "$state" in
+        none) python "$@" --output_dir "$folder" ;;
+        finished) echo "== $run is trained; delete it to train again" ;;
+        *) python "$@" --output_dir "$folder" --resume "$run" ;;
+    esac || return
+    run=$(newest_run "$folder")
+}
+
+newest_run() { (ls -d "$1"/kor_*/ 2>/dev/null || true) | sort | tail -n 1; }

@@ -1,22 +1,40 @@
 #!/usr/bin/env bash
-# Train by one recipe or by all three, one after the other; flags are passed on to the script.
+# Train by one published recipe, by all three, or by the recommended one; flags are passed on to the script.
 #
 #   ./bin/train.sh                                   all three recipes on kakaobank/kf-deberta-base
+#   ./bin/train.sh best --bf16                       the recommended one: NLI, then CoSENT on STS; below output/best
 #   ./bin/train.sh multi_task --bf16                 one recipe
 #   ./bin/train.sh all --model_name_or_path klue/roberta-base --max_rounds 100
 #
-# Flags go to every recipe that runs: with all, only those that all three have.
+# Flags go to every recipe that runs: with all and best, only those that all have. best goes on where it was stopped.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
 
+# Stage 1: one epoch of KorNLI triplets. Stage 2, from stage 1's model: one epoch of KorSTS pairs, ranked in 32s.
+train_best() {
+    local flag
+    for flag in "$@"; do
+        case "$flag" in --output_dir* | --output_prefix* | --resume* | --revision* | --sts_loss* | --scale* | --nli_mini* | --push* | --hub*)
+            echo "error: ${flag%%=*} is no flag of both stages; run training_nli.py and training_sts.py one by one" >&2 && return 2 ;;
+        esac
+    done
+    source "$root/bin/setup.sh"
+    echo "== stage 1: training_nli.py"
+    train_once output/best/nli "$root/training_nli.py" "$@"
+    echo "== stage 2: training_sts.py"
+    train_once output/best/sts "$root/training_sts.py" --sts_loss cosent --batch_size 32 --learning_rate 4e-5 \
+        --num_epochs 1 --normalize "$@" --model_name_or_path "$run"
+}
+
 recipes=(sts nli multi_task)
 case "${1:-all}" in
+    best) shift; train_best "$@"; exit ;; # no &&: it would switch -e off inside
     sts | nli | multi_task) recipes=("$1") && shift ;;
     all) shift $(($# > 0)) ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
     -*) ;; # flags only: all recipes
-    *) echo "error: unknown recipe $1; give sts, nli, multi_task or all" >&2 && exit 2 ;;
+    *) echo "error: unknown recipe $1; give best, sts, nli, multi_task or all" >&2 && exit 2 ;;
 esac
 
 for recipe in "${recipes[@]}"; do

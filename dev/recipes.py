@@ -6,10 +6,10 @@ Finished stages are kept, an unfinished one is resumed. Choose by dev; test is s
     python dev/recipes.py                                      # all candidates, three seeds, the real base
     python dev/recipes.py --recipes published cosent --seeds 1 2 3 --flags "--bf16 --max_rounds 719"
     python dev/recipes.py --add "short: training_sts.py --num_epochs 1" --recipes short
-    python dev/recipes.py stage training_sts.py --sts_loss cosent                 # one stage by itself
+    python dev/recipes.py stage training_multi_task.py --one_adamw                # one stage by itself
 
-Ingredients that have not won yet are no flags of the scripts, but words that a stage understands here:
---sts_loss cosent (CoSENTLoss for the pairs, scale 20) and --one_adamw (the objectives share their moments).
+An ingredient that has not won is no flag of the scripts but a word that a stage understands here: --one_adamw (the
+objectives share their moments).
 """
 
 import json
@@ -26,29 +26,21 @@ sys.path.insert(0, str(REPOSITORY))
 from kf_deberta.cli import InputError, Parser, file_path, model_name, read_json, run, seed
 
 PUBLISHED = "published"
-COSENT = "--sts_loss cosent --sts_batch_size 32 --learning_rate 4e-5 --num_epochs 20"  # half the rounds of published
+COSENT = "training_sts.py --sts_loss cosent --batch_size 32 --learning_rate 4e-5"
 RECIPES = {
     PUBLISHED: ["training_multi_task.py"],
     "one_adamw": ["training_multi_task.py --one_adamw"],
     "half": ["training_multi_task.py --num_epochs 5"],
-    "cosent": [f"training_multi_task.py {COSENT}"],
-    "staged": [
-        "training_nli.py --batch_size 128",
-        "training_multi_task.py --num_epochs 5",
-        "training_sts.py --num_epochs 2 --learning_rate 5e-6",
-    ],
-    "staged_cosent": [
-        "training_nli.py --batch_size 128",
-        f"training_multi_task.py {COSENT}",
-        "training_sts.py --num_epochs 2 --learning_rate 1e-5 --batch_size 32 --sts_loss cosent",
-    ],
+    "cosent": [f"{COSENT} --num_epochs 2"],
+    "nli_sts": ["training_nli.py", "training_sts.py --num_epochs 1"],
+    "best": ["training_nli.py", f"{COSENT} --num_epochs 1 --normalize"],  # ./bin/train.sh best
 }
 RUN_FILE, COST_FILE, SCORES_FILE = "training_arguments.json", "cpu_seconds.json", "similarities.npz"
 RESAMPLES = 1000
 
 
 def run_stage(words: list[str]) -> None:
-    """Run a training script in this process, with the ingredients among its flags that only this file knows."""
+    """Run a training script in this process, with the ingredient among its flags that only this file knows."""
     script, *flags = words
     if "--one_adamw" in flags:
         from kf_deberta.training.trainer import PerObjectiveAdamW
@@ -56,14 +48,6 @@ def run_stage(words: list[str]) -> None:
         flags.remove("--one_adamw")
         turn_to = PerObjectiveAdamW.turn_to
         PerObjectiveAdamW.turn_to = lambda self, objective: turn_to(self, "shared")
-    if "--sts_loss" in flags:
-        from sentence_transformers.sentence_transformer import losses
-
-        at = flags.index("--sts_loss")
-        if flags[at + 1 : at + 2] != ["cosent"]:
-            raise InputError("--sts_loss: must be cosent")
-        del flags[at : at + 2]
-        losses.CosineSimilarityLoss = losses.CoSENTLoss
     sys.argv = [str(REPOSITORY / script), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -161,7 +145,7 @@ def main() -> None:
     add("--recipes", nargs="+", help="names of recipes (default: all)")
     add("--add", nargs="+", default=[], metavar="RECIPE", help="more recipes, each 'name: stage && stage'")
     add("--seeds", nargs="+", type=seed, default=[1, 2, 3], help="seeds of every recipe")
-    add("--flags", default="", help="flags for every stage, in one word; its own come after them")
+    add("--flags", default="", help="for every stage, in one word: --flags=--bf16; its own come after them")
     add("--output_dir", type=file_path, default=Path("output/recipes"), help="where the runs and the table go")
     args = parser.parse_args()
     recipes = dict(RECIPES)

@@ -163,6 +163,26 @@ def test_reproduce_sh_trains_exports_and_scores_then_skips_the_finished_training
     assert "ran training" not in second and "is trained" in second
 
 
+def test_reproduce_sh_best_trains_both_recipes_and_scores_them_beside_the_published_model(repo, environment, tmp_path):
+    (tmp_path / "bin").symlink_to(repo / "bin")
+    (tmp_path / "requirements.txt").symlink_to(repo / "requirements.txt")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    folder = 'while [ "$1" != --output_dir ]; do shift; done; mkdir -p "$2/kor_x"'
+    python.write_text(f'#!/bin/sh\necho "ran $*"\ncase $1 in *training*) {folder};; esac\n')
+    python.chmod(0o755)
+    script = [str(tmp_path / "bin" / "reproduce.sh"), "--best", "--bf16"]
+    output = subprocess.run(script, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
+    ran = [re.sub(r"ran (/\S+/)?", "", line) for line in output.splitlines() if line.startswith("ran ")]
+    multi_task, nli, sts, export, benchmark = (line for line in ran if not line.startswith(("-m pip", "-c")))
+    assert multi_task == "training_multi_task.py --bf16 --output_dir output/reproduce"
+    assert nli == "training_nli.py --bf16 --output_dir output/best/nli"
+    assert "--bf16 --model_name_or_path output/best/nli/kor_x/ --output_dir output/best/sts" in sts
+    assert "--model_name_or_path output/best/sts/kor_x/ --output_dir output/reproduce/onnx_best" in export
+    models = "output/best/sts/kor_x/ output/reproduce/kor_x/ upskyy/kf-deberta-multitask"
+    assert f"--model_name_or_path {models} --output output/reproduce/results_best.json" in benchmark
+
+
 def test_no_command_is_left_out(repo):
     known = {"python", "torchrun", "git", "pip"}
     assert all(command[0] in known or command[0].startswith("./bin/") for command in commands(repo / "README.md"))
@@ -191,9 +211,14 @@ def test_train_sh_passes_flags_and_stops_at_the_first_failure(repo, place, envir
     assert ran("all", "--bf16")[1][2] == "training_multi_task.py --bf16"
     assert ran("--seed", "1")[1][0] == "training_sts.py --seed 1"
     assert ran("nli", "--batch_size", "8")[1] == ["training_nli.py --batch_size 8"]
+    best = ["training_nli.py --bf16 --output_dir output/best/nli", "training_sts.py --sts_loss cosent"]
+    assert [line.partition(" --batch_size")[0] for line in ran("best", "--bf16")[1]] == best
+    status, scripts, error = ran("best", "--output_dir", "x")
+    assert (status, scripts) == (2, []) and error.startswith("error: --output_dir is no flag of both stages")
     status, _, error = ran("everything")
     assert status == 2 and error.startswith("error: unknown recipe everything")
 
     (place / "stub" / "python").write_text('#!/bin/sh\necho "ran $*"\nexit 3\n')
     status, scripts, _ = ran()
     assert status == 3 and scripts == ["training_sts.py"]
+    assert ran("best")[:2] == (3, ["training_nli.py --output_dir output/best/nli"])

@@ -3,7 +3,9 @@
 import ast
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -11,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 import data_util
 from kf_deberta.training.flags import parse_flags
@@ -48,6 +51,19 @@ def test_nli_recipe_is_one_epoch_in_full_batches_of_64(nli_run):
 def test_sts_recipe_is_five_epochs_in_batches_of_8(sts_run):
     assert [len(step.texts) for step in sts_run.steps] == [8, 8, 8, 4] * 5
     assert type(sts_run.trainer.loss["sts"]).__name__ == "CosineSimilarityLoss"
+
+
+def test_sts_loss_cosent_ranks_the_pairs_of_a_batch(toy_base, toy_data, tmp_path):
+    import training_sts
+
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", 1, "--batch_size", 16]
+    loss = record(training_sts, [*flags, "--sts_loss", "cosent"], tmp_path).trainer.loss["sts"]
+    cosines, gold = np.array([0.3, 0.9, 0.1]), np.array([0.2, 0.6, 1.0])
+    pairs = [torch.tensor([[1.0, 0.0]] * 3), torch.tensor(np.stack([cosines, np.sqrt(1 - cosines**2)], 1))]
+    # log(1 + sum of exp(20 (cosine of the lower pair - cosine of the higher pair)))
+    wrong = [20 * (cosines[i] - cosines[j]) for i in range(3) for j in range(3) if gold[i] < gold[j]]
+    expected = np.log1p(np.exp(wrong).sum())
+    assert loss.compute_loss_from_embeddings(pairs, torch.tensor(gold)).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["nli", "sts"])
@@ -123,7 +139,7 @@ SHARED_RECIPE = {
             "kor_multi_",
         ),
         ("training_nli", {"batch_size": 64, "num_epochs": 1, "seed": 777, "scale": 20.0}, "kor_nli_"),
-        ("training_sts", {"batch_size": 8, "num_epochs": 5, "seed": 777}, "kor_sts_"),
+        ("training_sts", {"batch_size": 8, "sts_loss": "cosine", "num_epochs": 5, "seed": 777}, "kor_sts_"),
     ],
 )
 def test_every_number_of_the_recipe_stands_in_the_script_in_a_line_with_a_comment(
@@ -162,6 +178,27 @@ def test_equal_seeds_give_equal_runs_whatever_pythonhashseed(toy_base, toy_data,
     assert len(results[0][0]) == 3
     assert results[0] == results[1]
     check_outputs(directory, result.stdout)
+
+
+def test_train_sh_best_begins_its_second_stage_with_the_weights_of_the_first(repo, toy_base, toy_data, tmp_path):
+    def best(rounds):
+        flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", str(rounds)]
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": "1"}
+        script = [repo / "bin" / "train.sh", "best", *flags]
+        return subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    result = best(2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (nli,), (sts,) = ((tmp_path / "output" / "best" / stage).iterdir() for stage in ("nli", "sts"))
+    first, second = (json.loads((run / "training_arguments.json").read_text()) for run in (nli, sts))
+    assert first["test"]["cosine_spearman"] != first["baseline"]["cosine_spearman"]
+    cosine = [name for name in first["test"] if name.startswith("cosine")]
+    assert [second["baseline"][name] for name in cosine] == pytest.approx([first["test"][n] for n in cosine], abs=1e-4)
+    assert "CoSENTLoss" in (sts / "README.md").read_text()
+    embeddings = SentenceTransformer(str(sts), device="cpu").encode(["비가 온다.", "해가 뜬다."])
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1, abs=1e-6)
+    again = best(2)
+    assert again.returncode == 0 and again.stdout.count("is trained") == 2
 
 
 def check_outputs(directory, stdout):

@@ -31,6 +31,7 @@ RECIPE_FLAGS = {
     "batch_size": (count, "triplets or pairs per step, over all processes"),
     "nli_batch_size": (count, "triplets per step, over all processes"),
     "sts_batch_size": (count, "pairs per step, over all processes"),
+    "sts_loss": (one_of("cosine", "cosent"), "loss on the pairs: CosineSimilarityLoss or CoSENTLoss"),
     "max_seq_length": (count, "tokens a sentence is cut to"),
     "scale": (positive, "factor on the cosines in the ranking loss"),
     "learning_rate": (positive, "peak learning rate of AdamW"),
