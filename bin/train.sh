@@ -19,9 +19,13 @@ train_best() {
             echo "error: ${flag%%=*} is no flag of both stages; run training_nli.py and training_sts.py one by one" >&2 && return 2 ;;
         esac
     done
+    if [ -e output/best/flags ] && [ "$(cat output/best/flags)" != "$*" ]; then # else another base's run would be taken
+        echo "error: output/best was begun with '$(cat output/best/flags)'; give the same flags or move it away" >&2 && return 2
+    fi
     source "$root/bin/setup.sh"
     echo "== stage 1: training_nli.py"
     train_once output/best/nli "$root/training_nli.py" "$@"
+    if [ -n "$run" ]; then echo "$*" >output/best/flags; fi # an unfinished stage compares its flags itself
     echo "== stage 2: training_sts.py"
     train_once output/best/sts "$root/training_sts.py" --sts_loss cosent --batch_size 32 --learning_rate 4e-5 \
         --num_epochs 1 --normalize "$@" --model_name_or_path "$run"

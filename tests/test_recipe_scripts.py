@@ -199,6 +199,9 @@ def test_train_sh_best_begins_its_second_stage_with_the_weights_of_the_first(rep
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1, abs=1e-6)
     again = best(2)
     assert again.returncode == 0 and again.stdout.count("is trained") == 2
+    other = best(3)
+    assert other.returncode == 2 and "error: output/best was begun with '--model_name_or_path" in other.stderr
+    assert other.stdout == ""
 
 
 def check_outputs(directory, stdout):
