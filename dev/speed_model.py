@@ -151,11 +151,13 @@ def variants_of(model: nn.Module, device: str = "cpu", *, compiled: bool = True)
         return fast
 
     shared("fast attention")
+    if model.training:  # as the trainer does with pairs
+        shared("fast attention, columns merged", merged=True)
     if device == "cpu":
-        if not use_onednn_linear(shared("fast attention, oneDNN")):
-            del variants["fast attention, oneDNN"]
+        name = f"{list(variants)[-1]}, oneDNN"
+        if not use_onednn_linear(shared(name, merged=model.training)):
+            del variants[name]
         return variants
-    shared("fast attention, columns merged", merged=True)
     variants["fast attention, padded"] = Variant(shared("padded"), "padded", merged=True)
     fast = variants.pop("padded").model
     if compiled:

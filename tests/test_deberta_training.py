@@ -5,10 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import (
+    CoSENTLoss,
+    CosineSimilarityLoss,
+    MultipleNegativesRankingLoss,
+)
 
 from kf_deberta.model.attention import use_fast_attention
+from kf_deberta.training.batches import ShuffledBatchSampler
+from kf_deberta.training.trainer import MultiTaskTrainer
 
 SENTENCES = [
     "한 남자가 기타를 친다.",
@@ -49,6 +56,35 @@ def test_losses_and_weights_follow_the_library(toy_base, kind):
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
     for (name, mine), theirs in zip(fast.named_parameters(), library.parameters(), strict=True):
         assert (mine - theirs).abs().max() <= 5e-3, name
+
+
+@pytest.mark.parametrize("kind", [CosineSimilarityLoss, CoSENTLoss])
+def test_a_pair_shares_a_forward_pass_with_the_librarys_loss_and_gradients(toy_base, tmp_path, kind):
+    model = SentenceTransformer(str(toy_base), device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    first, second, gold = SENTENCES[:3], SENTENCES[3:], [0.1, 0.5, 0.9]
+    trainer = MultiTaskTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[]),
+        train_dataset={"sts": Dataset.from_dict({"sentence1": first, "sentence2": second, "score": gold})},
+        loss={"sts": kind(model)},
+        batch_samplers={"sts": ShuffledBatchSampler(SENTENCES[:3], 3, 0)},
+    )
+    expected = kind(model)([model.preprocess(first), model.preprocess(second)], torch.tensor(gold))
+    expected.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    (batch,) = trainer.get_train_dataloader()
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    assert len(passes) == 1
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for (name, parameter), theirs in zip(model.named_parameters(), gradients, strict=True):
+        np.testing.assert_allclose(parameter.grad, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_embeddings_do_not_depend_on_batch_or_order(toy_base):

@@ -128,16 +128,16 @@ def test_a_disk_that_fills_up_while_the_tokenizer_is_written_is_one_line(call, t
 )
 def test_out_of_memory_is_one_line_with_what_needs_less(call, tmp_path, monkeypatch, error):
     output, calls = tmp_path / "cut", []
-    forward = CosineSimilarityLoss.forward
+    compute = CosineSimilarityLoss.compute_loss_from_embeddings
 
-    def run_out(self, features, labels):
+    def run_out(self, embeddings, labels):
         calls.append(1)
         if len(calls) == 3:
             raise error
-        return forward(self, features, labels)
+        return compute(self, embeddings, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CosineSimilarityLoss, "forward", run_out)
+        patch.setattr(CosineSimilarityLoss, "compute_loss_from_embeddings", run_out)
         status, captured = call(output, "--save_steps", 1, "--max_rounds", 4)
     lines = [line for line in captured.err.splitlines() if "error:" in line]
     assert status == 2 and len(lines) == 1 and "Traceback" not in captured.err

@@ -178,13 +178,13 @@ def test_fewer_triplets_than_a_batch_and_duplicate_only_data(attempt, toy_base, 
 def test_non_finite_loss_names_objective_round_rows_and_checkpoint(attempt, toy_base, toy_data, tmp_path, monkeypatch):
     from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 
-    forward, calls = CosineSimilarityLoss.forward, []
+    compute, calls = CosineSimilarityLoss.compute_loss_from_embeddings, []
 
-    def overflow(self, features, labels):
+    def overflow(self, embeddings, labels):
         calls.append(1)
-        return forward(self, features, labels) * (float("inf") if len(calls) == 3 else 1)
+        return compute(self, embeddings, labels) * (float("inf") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(CosineSimilarityLoss, "forward", overflow)
+    monkeypatch.setattr(CosineSimilarityLoss, "compute_loss_from_embeddings", overflow)
     flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--nli_batch_size", 32]
     status, lines = attempt("multi", *flags, "--save_steps", 1)
     assert status == 2

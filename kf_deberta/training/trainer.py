@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader
@@ -150,6 +151,17 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         values.setdefault("losses", []).append(loss.detach())
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         return loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> torch.Tensor | tuple:
+        """Compute the loss as the library does, but with both sentences of a pair in one forward pass.
+
+        The library keeps columns apart that may be query and document; here they are sentences of one kind.
+        """
+        features, labels = self.collect_features(inputs)
+        loss = self.loss[inputs["dataset_name"]]
+        if len(features) != 2 or not hasattr(loss, "compute_loss_from_embeddings"):  # a MatryoshkaLoss
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        return loss.compute_loss_from_embeddings(embed_columns(model, features, separate_first=False), labels)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         grad_norm = super()._get_grad_norm(model, grad_norm)
