@@ -78,7 +78,7 @@ class Run:
 def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line; with --resume, flags that are not given are those that the run was begun with.
 
-    A finished run is told to be complete, and what a kill left over in it goes.
+    A run that was finished with these flags is told to be complete, and what a kill left over in it goes.
 
     Raises:
         InputError: no such run, its file is damaged, or a given flag would change its result.
@@ -88,27 +88,29 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.resume is None:
         return args
     directory, facts = _find_run(args, Path(parser.prog).name)
-    if facts["status"] == "finished":
-        if not _is_first():
-            sys.exit(0)
-        tidy(directory, finished=True)
-        print(f"{directory}: this run is complete; start a new one without --resume", flush=True)
+    finished = facts["status"] == "finished"
+    if finished and not _is_first():
         sys.exit(0)
     parser.set_defaults(**_defaults(parser, facts["arguments"], directory / RUN_FILE))
     args = parser.parse_args()
     args.resume = str(directory)
     for name, value in _plain(args).items():
-        old = facts["arguments"].get(name)
+        old = facts["arguments"].get(name, parser.get_default(name))  # the flag may be newer than the run
         if isinstance(value, list) and isinstance(old, list):  # in any order
             value, old = sorted(value), sorted(old)
-        if value == old or name in SAME_RESULT | BY_CONTENT:
+        if value == old or name in SAME_RESULT:
             continue
-        if name in SAME_TO_ROUNDING:
+        if name in BY_CONTENT and not (finished and Path(value).name != Path(old).name):  # else open_run looks at it
+            continue
+        if name not in SAME_TO_ROUNDING:
+            remedy = "delete it or give another --output_dir" if finished else "give the flags that it was begun with"
+            raise InputError(f"{directory}: --{name} was {old}, is {value}; {remedy}")
+        if not finished:
             print(f"{directory}: --{name} was {old}, is {value}: the same result to rounding", flush=True)
-        else:
-            raise InputError(
-                f"{directory}: --{name} was {old}, is {value}; resume with the flags that the run was begun with"
-            )
+    if finished:
+        tidy(directory, finished=True)
+        print(f"{directory}: this run is complete; start a new one without --resume, or delete it", flush=True)
+        sys.exit(0)
     if isinstance(commit := facts.get("base_revision"), str):
         args.revision = commit  # the hub's main may have moved since
     return args
