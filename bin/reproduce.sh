@@ -24,7 +24,7 @@ train_once "$output" training_multi_task.py "$@"
 published=$run
 if [ "$best" ]; then
     ./bin/train.sh best "$@"
-    run=$(newest_run output/best/sts)
+    run=output/best/model
 fi
 
 # 2. Export

@@ -32,20 +32,10 @@ setup_venv() {
 # Train below FOLDER, go on with a run that was stopped there, or keep a finished one; its directory is then in $run.
 # usage: train_once FOLDER SCRIPT FLAG...
 train_once() {
-    local folder=$1 state=none
+    local folder=$1
     shift
     run=$(newest_run "$folder")
-    if [ -n "$run" ]; then
-        state=$(python -c 'import json, sys; print(json.load(open(sys.argv[1] + "training_arguments.json"))["status"])' "$run") || {
-            echo "error: $run holds no readable run; delete it" >&2
-            return 2
-        }
-    fi
-    case "$state" in
-        none) python "$@" --output_dir "$folder" ;;
-        finished) echo "== $run is trained; delete it to train again" ;;
-        *) python "$@" --output_dir "$folder" --resume "$run" ;;
-    esac || return
+    python "$@" --output_dir "$folder" ${run:+--resume "$run"} || return
     run=$(newest_run "$folder")
 }
 

@@ -2,7 +2,7 @@
 # Train by one published recipe, by all three, or by the recommended one; flags are passed on to the script.
 #
 #   ./bin/train.sh                                   all three recipes on kakaobank/kf-deberta-base
-#   ./bin/train.sh best --bf16                       the recommended one: NLI, then CoSENT on STS; below output/best
+#   ./bin/train.sh best --bf16                       the recommended one: NLI, three times STS, their mean; output/best
 #   ./bin/train.sh multi_task --bf16                 one recipe
 #   ./bin/train.sh all --model_name_or_path klue/roberta-base --max_rounds 100
 #
@@ -11,24 +11,31 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
 
-# Stage 1: one epoch of KorNLI triplets. Stage 2, from stage 1's model: one epoch of KorSTS pairs, ranked in 32s.
+# Stage 1: one epoch of KorNLI triplets. Stage 2, from stage 1's model: two epochs of KorSTS pairs, ranked in 32s, by
+# three seeds. Stage 3: the mean of the three models' weights, kept where it is the best on dev.
 train_best() {
-    local flag
+    local data=() previous= flag nli seed runs=()
     for flag in "$@"; do
         case "$flag" in --output_dir* | --output_prefix* | --resume* | --revision* | --sts_loss* | --scale* | --nli_mini* | --push* | --hub*)
-            echo "error: ${flag%%=*} is no flag of both stages; run training_nli.py and training_sts.py one by one" >&2 && return 2 ;;
+            echo "error: ${flag%%=*} is no flag of all stages; run training_nli.py and training_sts.py one by one" >&2 && return 2 ;;
         esac
+        case "$flag" in --dataset_path=*) data=("$flag") ;; esac
+        if [ "$previous" = --dataset_path ]; then data=(--dataset_path "$flag"); fi
+        previous=$flag
     done
-    if [ -e output/best/flags ] && [ "$(cat output/best/flags)" != "$*" ]; then # else another base's run would be taken
-        echo "error: output/best was begun with '$(cat output/best/flags)'; give the same flags or move it away" >&2 && return 2
-    fi
     source "$root/bin/setup.sh"
     echo "== stage 1: training_nli.py"
     train_once output/best/nli "$root/training_nli.py" "$@"
-    if [ -n "$run" ]; then echo "$*" >output/best/flags; fi # an unfinished stage compares its flags itself
-    echo "== stage 2: training_sts.py"
-    train_once output/best/sts "$root/training_sts.py" --sts_loss cosent --batch_size 32 --learning_rate 4e-5 \
-        --num_epochs 1 --normalize "$@" --model_name_or_path "$run"
+    nli=$run
+    for seed in 1 2 3; do
+        echo "== stage 2: training_sts.py, seed $seed"
+        train_once "output/best/sts_$seed" "$root/training_sts.py" --sts_loss cosent --batch_size 32 \
+            --learning_rate 4e-5 --num_epochs 2 --normalize "$@" --model_name_or_path "$nli" --seed "$seed"
+        runs+=("$run")
+    done
+    echo "== stage 3: average.py"
+    rm -rf output/best/model
+    python "$root/bin/average.py" ${data[@]+"${data[@]}"} --model_name_or_path "${runs[@]}" --output_dir output/best/model
 }
 
 recipes=(sts nli multi_task)

@@ -1,7 +1,8 @@
 """Compare recipes on one base and data: every recipe and seed through the training scripts, then one table.
 
 A recipe is a list of stages, each a training script with its flags; a stage starts from the model of the one before.
-Finished stages are kept, an unfinished one is resumed. Choose by dev; test is shown for all.
+A stage of several runs, joined by +, ends with bin/average.py. Finished runs are kept, an unfinished one is resumed.
+Choose by dev; test is shown for all.
 
     python dev/recipes.py                                      # all candidates, three seeds, the real base
     python dev/recipes.py --recipes published cosent --seeds 1 2 3 --flags "--bf16 --max_rounds 719"
@@ -33,8 +34,8 @@ RECIPES = {
     "half": ["training_multi_task.py --num_epochs 5"],
     "cosent": [f"{COSENT} --num_epochs 2"],
     "nli_sts": ["training_nli.py", "training_sts.py --num_epochs 1"],
-    "best": ["training_nli.py", f"{COSENT} --num_epochs 1 --normalize"],  # ./bin/train.sh best
-}
+    "best": ["training_nli.py", " + ".join(f"{COSENT} --num_epochs 2 --normalize --seed {n}" for n in (1, 2, 3))],
+}  # best: ./bin/train.sh best
 RUN_FILE, COST_FILE, SCORES_FILE = "training_arguments.json", "cpu_seconds.json", "similarities.npz"
 RESAMPLES = 1000
 
@@ -56,21 +57,45 @@ def train_recipe(stages: list[str], base: str, common: list[str], folder: Path) 
     """Train what is not trained yet; the last stage's model, its facts, and CPU seconds of all stages."""
     seconds, model = 0.0, Path(base)
     for number, stage in enumerate(stages):
-        output, start = folder / f"stage{number}", _child_seconds()
-        script, *flags = shlex.split(stage)
-        words = [script, *common, *flags, "--model_name_or_path", str(model), "--output_dir", str(output)]
-        if (found := _run_of(output)) is None or found[1]["status"] != "finished":
-            resume = ["--resume"] if found else []
-            print(f"== {folder.parent.name} {folder.name}: {shlex.join(words)}", file=sys.stderr)
-            status = subprocess.run([sys.executable, __file__, "stage", *words, *resume], stdout=sys.stderr).returncode
-            if status:
-                raise InputError(f"{folder}: stage {number} ended with status {status}; start again to go on")
-            found = _run_of(output)
-            spent = json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
-            (output / COST_FILE).write_text(json.dumps(spent + _child_seconds() - start))
-        model, facts = found
-        seconds += json.loads((output / COST_FILE).read_text())
+        found, parts = [], stage.split(" + ")
+        for part, text in enumerate(parts):
+            output = folder / (f"stage{number}" if len(parts) == 1 else f"stage{number}.{part}")
+            script, *flags = shlex.split(text)
+            words = [script, *common, *flags, "--model_name_or_path", str(model), "--output_dir", str(output)]
+            found.append(_train(words, output))
+            seconds += json.loads((output / COST_FILE).read_text())
+        model, facts = found[0]
+        if len(parts) > 1:
+            models, start = [model for model, _ in found], _child_seconds()
+            model = folder / f"stage{number}"
+            if not model.exists():
+                data = ["--dataset_path", common[common.index("--dataset_path") + 1]]
+                words = [*data, "--model_name_or_path", *map(str, models), "--output_dir", str(model)]
+                _call(str(REPOSITORY / "bin" / "average.py"), *words)
+                (model / COST_FILE).write_text(json.dumps(_child_seconds() - start))
+            seconds += json.loads((model / COST_FILE).read_text())
+            facts = {"best_dev_cosine_spearman": max(score for _, score in _average_of(model))}
     return model, facts, seconds
+
+
+def _train(words: list[str], output: Path) -> tuple[Path, dict]:
+    """Run a training script with these words if it is not done yet; the run and its facts."""
+    start, found = _child_seconds(), _run_of(output)
+    if found is None or found[1]["status"] != "finished":
+        _call(__file__, "stage", *words, *(["--resume"] if found else []))
+        spent = json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
+        (output / COST_FILE).write_text(json.dumps(spent + _child_seconds() - start))
+    return _run_of(output)
+
+
+def _call(*words: str) -> None:
+    print(f"== {shlex.join(words)}", file=sys.stderr)
+    if status := subprocess.run([sys.executable, *words], stdout=sys.stderr).returncode:
+        raise InputError(f"{words[-1]}: ended with status {status}; start again to go on")
+
+
+def _average_of(model: Path) -> list[tuple[str, float]]:
+    return read_json(model / "average.json", {"dev_cosine_spearman": list})["dev_cosine_spearman"]
 
 
 def _child_seconds() -> float:

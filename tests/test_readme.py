@@ -144,15 +144,14 @@ def test_shell_commands_run(repo, place, environment):
             assert "ran " in result.stdout
 
 
-def test_reproduce_sh_trains_exports_and_scores_then_skips_the_finished_training(repo, environment, tmp_path):
+def test_reproduce_sh_trains_exports_and_scores_and_goes_on_with_its_run(repo, environment, tmp_path):
     (tmp_path / "bin").symlink_to(repo / "bin")
     for name in ("requirements.txt", "training_multi_task.py"):
         (tmp_path / name).symlink_to(repo / name)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     run = "output/reproduce/kor_multi_x"
-    trains = f"training*) mkdir -p {run}; touch {run}/training_arguments.json;; -c) echo finished; exit;;"
-    python.write_text(f'#!/bin/sh\ncase $1 in {trains} esac\necho "ran $*"\n')
+    python.write_text(f'#!/bin/sh\ncase $1 in training*) mkdir -p {run};; esac\necho "ran $*"\n')
     python.chmod(0o755)
     script = [str(tmp_path / "bin" / "reproduce.sh"), "--bf16"]
     first, second = (
@@ -161,7 +160,7 @@ def test_reproduce_sh_trains_exports_and_scores_then_skips_the_finished_training
     )
     order = [first.index(text) for text in ("ran training_multi_task", "ran bin/export_onnx", "ran bin/benchmark")]
     assert order == sorted(order) and "--bf16" in first and "--reproduces upskyy/kf-deberta-multitask" in first
-    assert "ran training" not in second and "is trained" in second
+    assert "--resume" not in first and f"--output_dir output/reproduce --resume {run}/" in second
 
 
 def test_reproduce_sh_best_trains_both_recipes_and_scores_them_beside_the_published_model(repo, environment, tmp_path):
@@ -175,12 +174,15 @@ def test_reproduce_sh_best_trains_both_recipes_and_scores_them_beside_the_publis
     script = [str(tmp_path / "bin" / "reproduce.sh"), "--best", "--bf16"]
     output = subprocess.run(script, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
     ran = [re.sub(r"ran (/\S+/)?", "", line) for line in output.splitlines() if line.startswith("ran ")]
-    multi_task, nli, sts, export, benchmark = (line for line in ran if not line.startswith(("-m pip", "-c")))
+    multi_task, nli, *sts, average, export, benchmark = (line for line in ran if not line.startswith(("-m pip", "-c")))
     assert multi_task == "training_multi_task.py --bf16 --output_dir output/reproduce"
     assert nli == "training_nli.py --bf16 --output_dir output/best/nli"
-    assert "--bf16 --model_name_or_path output/best/nli/kor_x/ --output_dir output/best/sts" in sts
-    assert "--model_name_or_path output/best/sts/kor_x/ --output_dir output/reproduce/onnx_best" in export
-    models = "output/best/sts/kor_x/ output/reproduce/kor_x/ upskyy/kf-deberta-multitask"
+    for seed, line in zip("123", sts, strict=True):
+        assert f"--model_name_or_path output/best/nli/kor_x/ --seed {seed} --output_dir output/best/sts_{seed}" in line
+    runs = " ".join(f"output/best/sts_{seed}/kor_x/" for seed in "123")
+    assert average == f"average.py --model_name_or_path {runs} --output_dir output/best/model"
+    assert "--model_name_or_path output/best/model --output_dir output/reproduce/onnx_best" in export
+    models = "output/best/model output/reproduce/kor_x/ upskyy/kf-deberta-multitask"
     assert f"--model_name_or_path {models} --output output/reproduce/results_best.json" in benchmark
 
 
@@ -212,10 +214,10 @@ def test_train_sh_passes_flags_and_stops_at_the_first_failure(repo, place, envir
     assert ran("all", "--bf16")[1][2] == "training_multi_task.py --bf16"
     assert ran("--seed", "1")[1][0] == "training_sts.py --seed 1"
     assert ran("nli", "--batch_size", "8")[1] == ["training_nli.py --batch_size 8"]
-    best = ["training_nli.py --bf16 --output_dir output/best/nli", "training_sts.py --sts_loss cosent"]
+    best = ["training_nli.py --bf16 --output_dir output/best/nli", *["training_sts.py --sts_loss cosent"] * 3]
     assert [line.partition(" --batch_size")[0] for line in ran("best", "--bf16")[1]] == best
     status, scripts, error = ran("best", "--output_dir", "x")
-    assert (status, scripts) == (2, []) and error.startswith("error: --output_dir is no flag of both stages")
+    assert (status, scripts) == (2, []) and error.startswith("error: --output_dir is no flag of all stages")
     status, _, error = ran("everything")
     assert status == 2 and error.startswith("error: unknown recipe everything")
 

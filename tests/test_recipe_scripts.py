@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,27 +182,35 @@ def test_equal_seeds_give_equal_runs_whatever_pythonhashseed(toy_base, toy_data,
 
 
 def test_train_sh_best_begins_its_second_stage_with_the_weights_of_the_first(repo, toy_base, toy_data, tmp_path):
-    def best(rounds):
-        flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", str(rounds)]
+    def best(rounds, base=toy_base):
+        flags = ["--model_name_or_path", base, "--dataset_path", toy_data, "--max_rounds", str(rounds)]
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": "1"}
         script = [repo / "bin" / "train.sh", "best", *flags]
         return subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     result = best(2)
     assert result.returncode == 0, result.stdout + result.stderr
-    (nli,), (sts,) = ((tmp_path / "output" / "best" / stage).iterdir() for stage in ("nli", "sts"))
+    stages = [(tmp_path / "output" / "best" / stage).iterdir() for stage in ("nli", "sts_1", "sts_2", "sts_3")]
+    (nli,), (sts,), *others = stages
     first, second = (json.loads((run / "training_arguments.json").read_text()) for run in (nli, sts))
     assert first["test"]["cosine_spearman"] != first["baseline"]["cosine_spearman"]
     cosine = [name for name in first["test"] if name.startswith("cosine")]
     assert [second["baseline"][name] for name in cosine] == pytest.approx([first["test"][n] for n in cosine], abs=1e-4)
     assert "CoSENTLoss" in (sts / "README.md").read_text()
-    embeddings = SentenceTransformer(str(sts), device="cpu").encode(["비가 온다.", "해가 뜬다."])
+    model = tmp_path / "output" / "best" / "model"
+    scored = dict(json.loads((model / "average.json").read_text())["dev_cosine_spearman"])
+    assert list(scored) == [sts.name, *(run.name for (run,) in others), "average"]
+    embeddings = SentenceTransformer(str(model), device="cpu").encode(["비가 온다.", "해가 뜬다."])
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1, abs=1e-6)
     again = best(2)
-    assert again.returncode == 0 and again.stdout.count("is trained") == 2
-    other = best(3)
-    assert other.returncode == 2 and "error: output/best was begun with '--model_name_or_path" in other.stderr
-    assert other.stdout == ""
+    assert again.returncode == 0 and again.stdout.count("this run is complete") == 4
+    shutil.copytree(toy_base, tmp_path / "other")
+    for other, message in (
+        (best(3), "--max_rounds was 2, is 3"),
+        (best(2, tmp_path / "other"), "--model_name_or_path was"),
+    ):
+        assert other.returncode == 2 and f"error: {nli}: {message}" in other.stderr
+        assert "stage 2" not in other.stdout
 
 
 def check_outputs(directory, stdout):

@@ -36,7 +36,7 @@ def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, 
 
     monkeypatch.setattr(recipes.subprocess, "run", train)
     stages = ["training_nli.py --batch_size 2", "training_sts.py"]
-    with pytest.raises(InputError, match="stage 0 ended with status 1"):
+    with pytest.raises(InputError, match="ended with status 1"):
         recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
     status[0] = "finished"
     model, facts, _ = recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
@@ -50,6 +50,34 @@ def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, 
     assert model == tmp_path / "stage1" / first.name and facts["seed"] == 3
     recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
     assert len(calls) == 3
+
+
+def test_a_stage_of_several_runs_ends_with_their_average(recipes, monkeypatch, tmp_path):
+    calls = []
+
+    def run(command, stdout):
+        calls.append(command[1:])
+        output = Path(command[command.index("--output_dir") + 1])
+        if command[1].endswith("average.py"):
+            output.mkdir()
+            (output / "average.json").write_text(json.dumps({"dev_cosine_spearman": [["x", 80.0], ["average", 81.0]]}))
+        else:
+            (output / "kor_x").mkdir(parents=True)
+            (output / "kor_x" / recipes.RUN_FILE).write_text(json.dumps({"status": "finished"}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(recipes.subprocess, "run", run)
+    stages = ["training_nli.py", "training_sts.py --seed 1 + training_sts.py --seed 2"]
+    for _ in range(2):  # the second time all is there
+        model, facts, _ = recipes.train_recipe(stages, "base", ["--dataset_path", "data"], tmp_path)
+        assert model == tmp_path / "stage1" and facts["best_dev_cosine_spearman"] == 81
+    nli, *sts, average = calls
+    assert [words[2:6] + words[6:8] for words in sts] == [
+        ["training_sts.py", "--dataset_path", "data", "--seed", seed, "--model_name_or_path"] for seed in "12"
+    ]
+    assert all(str(tmp_path / "stage0" / "kor_x") in words for words in sts)
+    runs = [str(tmp_path / f"stage1.{part}" / "kor_x") for part in (0, 1)]
+    assert average[1:6] == ["--dataset_path", "data", "--model_name_or_path", *runs]
 
 
 def test_the_ingredient_reaches_the_script(recipes, monkeypatch):
