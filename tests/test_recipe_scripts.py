@@ -59,12 +59,13 @@ def test_sts_loss_cosent_ranks_the_pairs_of_a_batch(toy_base, toy_data, tmp_path
 
     flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", 1, "--batch_size", 16]
     loss = record(training_sts, [*flags, "--sts_loss", "cosent"], tmp_path).trainer.loss["sts"]
-    cosines, gold = np.array([0.3, 0.9, 0.1]), np.array([0.2, 0.6, 1.0])
-    pairs = [torch.tensor([[1.0, 0.0]] * 3), torch.tensor(np.stack([cosines, np.sqrt(1 - cosines**2)], 1))]
+    generator = np.random.default_rng(0)
+    u, v, gold = generator.normal(size=(6, 4)), generator.normal(size=(6, 4)), np.array([0.1, 0.5, 0.5, 0.9, 0.2, 0.0])
+    cosines = (u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
     # log(1 + sum of exp(20 (cosine of the lower pair - cosine of the higher pair)))
-    wrong = [20 * (cosines[i] - cosines[j]) for i in range(3) for j in range(3) if gold[i] < gold[j]]
-    expected = np.log1p(np.exp(wrong).sum())
-    assert loss.compute_loss_from_embeddings(pairs, torch.tensor(gold)).item() == pytest.approx(expected, rel=1e-5)
+    wrong = [20 * (cosines[i] - cosines[j]) for i in range(6) for j in range(6) if gold[i] < gold[j]]
+    got = loss.compute_loss_from_embeddings([torch.tensor(u), torch.tensor(v)], torch.tensor(gold))
+    assert got.item() == pytest.approx(np.log1p(np.exp(wrong).sum()), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["nli", "sts"])
@@ -208,6 +209,7 @@ def test_train_sh_best_begins_its_second_stage_with_the_weights_of_the_first(rep
     for other, message in (
         (best(3), "--max_rounds was 2, is 3"),
         (best(2, tmp_path / "other"), "--model_name_or_path was"),
+        (best(2, f"owner/{toy_base.name}"), "--model_name_or_path was"),
     ):
         assert other.returncode == 2 and f"error: {nli}: {message}" in other.stderr
         assert "stage 2" not in other.stdout

@@ -67,12 +67,15 @@ class Run:
         """Write the facts of a complete run, without directories of this machine, and tidy up."""
         arguments = self.facts["arguments"]
         self.facts["arguments"] = {name: value for name, value in arguments.items() if name not in SAME_RESULT}
-        for name in BY_CONTENT:
-            if Path(arguments[name]).exists():
-                self.facts["arguments"][name] = Path(arguments[name]).name
+        self.facts["arguments"] |= {name: _without_directory(arguments[name]) for name in BY_CONTENT}
         self.facts["status"] = "finished"
         self.save()
         tidy(self.directory, finished=True)
+
+
+def _without_directory(name: str) -> str:
+    """The last part of a path that is there; else, such as a hub name, as it is."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -98,9 +101,9 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
         old = facts["arguments"].get(name, parser.get_default(name))  # the flag may be newer than the run
         if isinstance(value, list) and isinstance(old, list):  # in any order
             value, old = sorted(value), sorted(old)
-        if value == old or name in SAME_RESULT:
-            continue
-        if name in BY_CONTENT and not (finished and Path(value).name != Path(old).name):  # else open_run looks at it
+        if finished and name in BY_CONTENT:
+            value = _without_directory(value)
+        if value == old or name in SAME_RESULT or (name in BY_CONTENT and not finished):  # open_run looks at content
             continue
         if name not in SAME_TO_ROUNDING:
             remedy = "delete it or give another --output_dir" if finished else "give the flags that it was begun with"
