@@ -55,47 +55,38 @@ def run_stage(words: list[str]) -> None:
 
 def train_recipe(stages: list[str], base: str, common: list[str], folder: Path) -> tuple[Path, dict, float]:
     """Train what is not trained yet; the last stage's model, its facts, and CPU seconds of all stages."""
-    seconds, model = 0.0, Path(base)
+    model, outputs = Path(base), []
     for number, stage in enumerate(stages):
-        found, parts = [], stage.split(" + ")
+        runs, parts = [], stage.split(" + ")
         for part, text in enumerate(parts):
             output = folder / (f"stage{number}" if len(parts) == 1 else f"stage{number}.{part}")
             script, *flags = shlex.split(text)
             words = [script, *common, *flags, "--model_name_or_path", str(model), "--output_dir", str(output)]
-            found.append(_train(words, output))
-            seconds += json.loads((output / COST_FILE).read_text())
-        model, facts = found[0]
+            if (found := _run_of(output)) is None or found[1]["status"] != "finished":
+                _call(output, __file__, "stage", *words, *(["--resume"] if found else []))
+            runs.append(_run_of(output))
+            outputs.append(output)
+        model, facts = runs[0]
         if len(parts) > 1:
-            models, start = [model for model, _ in found], _child_seconds()
             model = folder / f"stage{number}"
             if not model.exists():
                 data = ["--dataset_path", common[common.index("--dataset_path") + 1]]
-                words = [*data, "--model_name_or_path", *map(str, models), "--output_dir", str(model)]
-                _call(str(REPOSITORY / "bin" / "average.py"), *words)
-                (model / COST_FILE).write_text(json.dumps(_child_seconds() - start))
-            seconds += json.loads((model / COST_FILE).read_text())
-            facts = {"best_dev_cosine_spearman": max(score for _, score in _average_of(model))}
-    return model, facts, seconds
+                words = [*data, "--model_name_or_path", *(str(run) for run, _ in runs), "--output_dir", str(model)]
+                _call(model, str(REPOSITORY / "bin" / "average.py"), *words)
+            scores = read_json(model / "average.json", {"dev_cosine_spearman": list})["dev_cosine_spearman"]
+            facts = {"best_dev_cosine_spearman": max(score for _, score in scores)}
+            outputs.append(model)
+    return model, facts, sum(json.loads((output / COST_FILE).read_text()) for output in outputs)
 
 
-def _train(words: list[str], output: Path) -> tuple[Path, dict]:
-    """Run a training script with these words if it is not done yet; the run and its facts."""
-    start, found = _child_seconds(), _run_of(output)
-    if found is None or found[1]["status"] != "finished":
-        _call(__file__, "stage", *words, *(["--resume"] if found else []))
-        spent = json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
-        (output / COST_FILE).write_text(json.dumps(spent + _child_seconds() - start))
-    return _run_of(output)
-
-
-def _call(*words: str) -> None:
+def _call(output: Path, *words: str) -> None:
+    """Run a script that writes `output`, and add its CPU seconds to those in there."""
+    start = _child_seconds()
     print(f"== {shlex.join(words)}", file=sys.stderr)
     if status := subprocess.run([sys.executable, *words], stdout=sys.stderr).returncode:
-        raise InputError(f"{words[-1]}: ended with status {status}; start again to go on")
-
-
-def _average_of(model: Path) -> list[tuple[str, float]]:
-    return read_json(model / "average.json", {"dev_cosine_spearman": list})["dev_cosine_spearman"]
+        raise InputError(f"{output.parent}: {output.name} ended with status {status}; start again to go on")
+    spent = json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
+    (output / COST_FILE).write_text(json.dumps(spent + _child_seconds() - start))
 
 
 def _child_seconds() -> float:

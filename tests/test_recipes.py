@@ -36,7 +36,7 @@ def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, 
 
     monkeypatch.setattr(recipes.subprocess, "run", train)
     stages = ["training_nli.py --batch_size 2", "training_sts.py"]
-    with pytest.raises(InputError, match="ended with status 1"):
+    with pytest.raises(InputError, match="stage0 ended with status 1"):
         recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
     status[0] = "finished"
     model, facts, _ = recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
