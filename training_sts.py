@@ -1,7 +1,7 @@
 """Fine-tune a Korean encoder on KorSTS pairs alone.
 
 Five epochs of CosineSimilarityLoss in shuffled batches of 8 pairs, gold score / 5, scored on KorSTS. CoSENTLoss ranks
-the pairs of a batch against each other instead; ./bin/train.sh best ends with it.
+the pairs of a batch against each other instead; ./bin/train.sh best trains with it.
 
     python training_sts.py
     python training_sts.py --model_name_or_path klue/roberta-base --bf16
