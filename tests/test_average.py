@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 from kf_deberta.model.load import load_model
 from kf_deberta.model.save import save_model
 
+AVERAGE = "the average of their weights"
+
 
 @pytest.fixture(scope="module")
 def folders(toy_base, tmp_path_factory):
@@ -62,13 +64,14 @@ def average(repo, dev):
     return call
 
 
-@pytest.mark.parametrize(("numbers", "kept"), [((0, 1), "average"), ((0, 2), "middle")])
+@pytest.mark.parametrize(("numbers", "kept"), [((0, 1), AVERAGE), ((0, 2), "middle")])
 def test_the_result_is_the_mean_or_the_best_single_model(average, folders, dev, tmp_path, numbers, kept):
     chosen, output = [folders[number] for number in numbers], tmp_path / "result"
     result = average(*chosen, "--output_dir", output)
     assert result.returncode == 0, result.stderr
     facts = json.loads((output / "average.json").read_text())
-    assert facts["kept"] == kept and f"kept: {kept if kept == 'average' else folders[2]}" in result.stdout
+    assert facts["kept"] == kept and f"kept: {kept}\n" in result.stdout
+    assert f"{kept}, the best on sts-dev.tsv" in (output / "README.md").read_text()
     rows = [line.split("\t") for line in dev.read_text("utf-8").splitlines()[1:]]
     gold, scores = [float(row[4]) for row in rows], dict(facts["dev_cosine_spearman"])
     for name, folder in [(folder.name, folder) for folder in chosen] + [(kept, output)]:
@@ -77,18 +80,24 @@ def test_the_result_is_the_mean_or_the_best_single_model(average, folders, dev, 
     states = [load_file(folder / "model.safetensors") for folder in chosen]
     for name, tensor in load_file(output / "model.safetensors").items():
         mean = torch.stack([state[name].double() for state in states]).mean(0)
-        expected = mean.float() if kept == "average" else states[1][name]
+        expected = mean.float() if kept == AVERAGE else states[1][name]
         assert torch.equal(tensor, expected), name
     assert not list(tmp_path.glob(".*"))
 
 
 def test_models_of_another_kind_and_bad_places_are_refused(average, folders, tmp_path):
-    other = tmp_path / "other"
+    other, short = tmp_path / "other", tmp_path / "short"
     save_model(load_model(str(folders[0]), device="cpu", normalize=True), other)
+    save_model(load_model(str(folders[0]), device="cpu", max_seq_length=16), short)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(folders[1], unfinished)
+    (unfinished / "training_arguments.json").write_text('{"status": "unfinished"}')
     output = ["--output_dir", tmp_path / "mean"]
     for words, message in (
         ([folders[0], other, *output], f"{other}: other modules than {folders[0]}"),
+        ([folders[0], short, *output], f"{short}: other max_seq_length than {folders[0]}"),
         ([folders[0], folders[0], *output], "give two or more different folders"),
+        ([folders[0], unfinished, *output], f"{unfinished}: this run is not finished"),
         ([folders[0], tmp_path, *output], f"{tmp_path}: no modules.json in it"),
         ([*folders[:2], "--output_dir", other], f"{other}: exists; give another --output_dir"),
     ):

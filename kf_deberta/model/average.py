@@ -1,29 +1,38 @@
 """The mean of the weights of models that were trained from the same start: one model, no slower than each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import jinja2
 from sentence_transformers import SentenceTransformer
 
-from kf_deberta.cli import InputError
+from kf_deberta.cli import InputError, escape_markdown
+
+TEMPLATE = Path(__file__).with_name("average.md")
+NO_DIFFERENCE = ("_name_or_path", "transformers_version", "dtype")
 
 
-def average_weights(models: Sequence[SentenceTransformer], names: Sequence[str]) -> SentenceTransformer:
-    """Give the first model the mean of all models' weights, as in "Model soups" (arXiv 2203.05482), and return it.
+def check_kind(models: Sequence[SentenceTransformer], names: Sequence[str]) -> None:
+    """Raise InputError where models differ in modules, tensors, vocabulary, lengths, prompts or config.json.
 
     Args:
-        models: two or more; the sums are formed in float64.
+        models: two or more.
         names: what error lines call them.
-
-    Raises:
-        InputError: a model has other modules, lengths, prompts, tensors or pieces than the first.
     """
     first, *others = map(_kind, models)
     for name, kind in zip(names[1:], others, strict=True):
         if differing := [what for what in first if kind[what] != first[what]]:
             raise InputError(f"{name}: other {differing[0]} than {names[0]}; average runs of one base and script")
+
+
+def average_weights(models: Sequence[SentenceTransformer]) -> SentenceTransformer:
+    """Give the first model the mean of all models' weights, as in "Model soups" (arXiv 2203.05482), and return it.
+
+    The models are of one kind, see check_kind. The sums are formed in float64, on the CPU.
+    """
     states = [model.state_dict() for model in models]
     mean = {
-        name: (sum(state[name].double() for state in states) / len(states)).to(tensor.dtype)
+        name: (sum(state[name].cpu().double() for state in states) / len(states)).to(tensor.dtype)
         if tensor.is_floating_point()
         else tensor
         for name, tensor in states[0].items()
@@ -32,8 +41,32 @@ def average_weights(models: Sequence[SentenceTransformer], names: Sequence[str])
     return models[0]
 
 
+def average_card(name: str, kept: str, scores: list[tuple[str, float]], data: str, official: bool) -> str:
+    """Markdown of the card of a model folder `name`.
+
+    Args:
+        name: of the folder.
+        kept: the one of `scores` that the folder holds.
+        scores: each model, the average last, with its cosine Spearman x100 on `data`.
+        data: name of the scored file.
+        official: it is KorSTS' own, so the card passes the license of the data on.
+    """
+    environment = jinja2.Environment(keep_trailing_newline=True)
+    environment.filters["plain"] = escape_markdown
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name, kept=kept, scores=scores, data=data, official=official
+    )
+
+
 def _kind(model: SentenceTransformer) -> dict[str, object]:
     """What models must have in common."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    pieces = model.tokenizer.get_vocab() if hasattr(model.tokenizer, "get_vocab") else None
-    return {"modules": str(model), "tensors": shapes, "pieces": pieces, "prompts": model.prompts}
+    encoder = getattr(model[0], "auto_model", None)  # static embeddings have none
+    config = encoder.config.to_dict() if encoder is not None else {}
+    return {
+        "modules": str(model),
+        "tensors": {name: tensor.shape for name, tensor in model.state_dict().items()},
+        "vocabulary": model.tokenizer.get_vocab(),
+        "max_seq_length": model.max_seq_length,
+        "prompts": (model.prompts, model.default_prompt_name),
+        "config.json": {name: value for name, value in config.items() if name not in NO_DIFFERENCE},
+    }
