@@ -1,7 +1,7 @@
 """One run of the multi-task script at its real size, measured: a random base of kakaobank/kf-deberta-base's shape.
 
-The base has 130,000 pieces, 12 layers and a fill-mask pytorch_model.bin of 741 MB, as the hub serves it; KorSTS is the
-real one, KorNLI synthetic with the real 942,854 rows. Three rounds: SIGTERM after the second, then --resume.
+The base has 130,000 pieces, 12 layers and a fill-mask pytorch_model.bin of 744 MB, as the hub serves it; KorSTS is the
+real one, KorNLI synthetic with the real 942,854 rows. Three rounds: SIGTERM in the second, then --resume.
 
     python dev/full_size.py --dataset_path kor-nlu-datasets --folder /tmp/full-size
     python dev/full_size.py --folder /tmp/full-size -- --nli_mini_batch_size 32    # flags after -- go to the script

@@ -1,8 +1,8 @@
 """Compare recipes on one base and data: every recipe and seed through the training scripts, then one table.
 
 A recipe is a list of stages, each a training script with its flags; a stage starts from the model of the one before.
-A stage of several runs, joined by +, ends with bin/average.py. Finished runs are kept, an unfinished one is resumed.
-Choose by dev; test is shown for all.
+A stage of several runs, joined by +, ends with bin/average.py. Finished runs are kept (with other flags: refused), an
+unfinished one is resumed. Choose by dev; test is shown for all.
 
     python dev/recipes.py                                      # all candidates, three seeds, the real base
     python dev/recipes.py --recipes published cosent --seeds 1 2 3 --flags "--bf16 --max_rounds 719"
@@ -13,6 +13,7 @@ An ingredient that has not won is no flag of the scripts but a word that a stage
 objectives share their moments).
 """
 
+import contextlib
 import json
 import runpy
 import shlex
@@ -24,7 +25,7 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from kf_deberta.cli import InputError, Parser, file_path, model_name, read_json, run, seed
+from kf_deberta.cli import InputError, Parser, file_path, model_name, read_json, run, seed, write_atomically
 
 PUBLISHED = "published"
 COSENT = "training_sts.py --sts_loss cosent --batch_size 32 --learning_rate 4e-5"
@@ -36,7 +37,8 @@ RECIPES = {
     "nli_sts": ["training_nli.py", "training_sts.py --num_epochs 1"],
     "best": ["training_nli.py", " + ".join(f"{COSENT} --num_epochs 2 --normalize --seed {n}" for n in (1, 2, 3))],
 }  # best: ./bin/train.sh best
-RUN_FILE, COST_FILE, SCORES_FILE = "training_arguments.json", "cpu_seconds.json", "similarities.npz"
+RUN_FILE, COMMAND_FILE = "training_arguments.json", "command.json"
+COST_FILE, SCORES_FILE = "cpu_seconds.json", "similarities.npz"
 RESAMPLES = 1000
 
 
@@ -62,7 +64,12 @@ def train_recipe(stages: list[str], base: str, common: list[str], folder: Path) 
             output = folder / (f"stage{number}" if len(parts) == 1 else f"stage{number}.{part}")
             script, *flags = shlex.split(text)
             words = [script, *common, *flags, "--model_name_or_path", str(model), "--output_dir", str(output)]
-            if (found := _run_of(output)) is None or found[1]["status"] != "finished":
+            found, file = _run_of(output), output / COMMAND_FILE
+            if found and file.exists() and (begun := json.loads(file.read_text(encoding="utf-8"))) != words:
+                raise InputError(f"{output}: begun with {shlex.join(begun)}; delete it, or give another --output_dir")
+            if found is None or found[1]["status"] != "finished":
+                with write_atomically(file) as temporary:
+                    temporary.write_text(json.dumps(words), encoding="utf-8")
                 _call(output, __file__, "stage", *words, *(["--resume"] if found else []))
             runs.append(_run_of(output))
             outputs.append(output)
@@ -76,17 +83,26 @@ def train_recipe(stages: list[str], base: str, common: list[str], folder: Path) 
             scores = read_json(model / "average.json", {"dev_cosine_spearman": list})["dev_cosine_spearman"]
             facts = {"best_dev_cosine_spearman": max(score for _, score in scores)}
             outputs.append(model)
-    return model, facts, sum(json.loads((output / COST_FILE).read_text()) for output in outputs)
+    return model, facts, sum(_spent(output) for output in outputs)
 
 
 def _call(output: Path, *words: str) -> None:
     """Run a script that writes `output`, and add its CPU seconds to those in there."""
     start = _child_seconds()
     print(f"== {shlex.join(words)}", file=sys.stderr)
-    if status := subprocess.run([sys.executable, *words], stdout=sys.stderr).returncode:
+    process = subprocess.Popen([sys.executable, *words], stdout=sys.stderr)
+    while process.returncode is None:
+        with contextlib.suppress(KeyboardInterrupt):  # the script got it too, and writes a checkpoint
+            process.wait()
+    if output.exists():
+        (output / COST_FILE).write_text(json.dumps(_spent(output) + _child_seconds() - start))
+    if status := process.returncode:
         raise InputError(f"{output.parent}: {output.name} ended with status {status}; start again to go on")
-    spent = json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
-    (output / COST_FILE).write_text(json.dumps(spent + _child_seconds() - start))
+
+
+def _spent(output: Path) -> float:
+    """CPU seconds that `output` took so far."""
+    return json.loads((output / COST_FILE).read_text()) if (output / COST_FILE).exists() else 0.0
 
 
 def _child_seconds() -> float:
@@ -171,19 +187,28 @@ def main() -> None:
     if unknown := set(args.recipes or ()) - set(recipes):
         raise InputError(f"--recipes {' '.join(sorted(unknown))}: not among {', '.join(recipes)}")
 
+    seeds, names = list(dict.fromkeys(args.seeds)), list(dict.fromkeys(args.recipes or recipes))
+    try:
+        flags = shlex.split(args.flags)
+        stages = [shlex.split(part) for name in names for stage in recipes[name] for part in stage.split(" + ")]
+    except ValueError as error:
+        raise InputError(f"--add, --flags: {error}") from error
+    if wrong := [words for words in stages if not words or not (REPOSITORY / words[0]).is_file()]:
+        raise InputError(f"--add: a stage is a training script and its flags, not '{shlex.join(wrong[0])}'")
+
     from data_util import load_kor_sts
 
     dataset = load_kor_sts(args.dataset_path / "KorSTS" / "sts-test.tsv")
     pairs, gold = {name: dataset[name][:] for name in ("sentence1", "sentence2")}, np.array(dataset["score"][:])
     results: dict[str, list[dict]] = {}
-    for number in args.seeds:
-        common = [*shlex.split(args.flags), "--dataset_path", str(args.dataset_path), "--seed", str(number)]
-        for name in args.recipes or recipes:
+    for number in seeds:
+        common = [*flags, "--dataset_path", str(args.dataset_path), "--seed", str(number)]
+        for name in names:
             folder = (args.output_dir / name / f"seed{number}").resolve()
             model, facts, seconds = train_recipe(recipes[name], args.model_name_or_path, common, folder)
             entry = {"seed": number, "dev": facts["best_dev_cosine_spearman"], "seconds": seconds}
             results.setdefault(name, []).append(
-                entry | {"similarities": similarities_of(model, folder / SCORES_FILE, pairs)}
+                entry | {"similarities": similarities_of(model, model / SCORES_FILE, pairs)}
             )
         text = table(results, gold)
         (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")

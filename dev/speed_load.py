@@ -1,6 +1,6 @@
 """Loading KorNLI: data_util.load_kor_nli against a plain csv.DictReader + dict-of-sets loader, on the same files.
 
-The files are synthetic and as large as the real ones (942,854 rows, about 160 MB). Every repeat of each loader is a
+The files are synthetic and as large as the real ones (942,854 rows, about 147 MB). Every repeat of each loader is a
 fresh process, the two in turn; both import the same modules first.
 
     python dev/speed.py load

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         _print_table(objective, args, seconds, rates, flops, peaks)
     if len(fastest) == 2:
         print(f"\nThe published run is {ROUNDS:,} steps of each; in steps alone, with these batches:")
-        for name in fastest["sts"].keys() & fastest["nli"].keys():
+        for name in (name for name in fastest["sts"] if name in fastest["nli"]):
             print(f"- {name}: {ROUNDS * (fastest['sts'][name] + fastest['nli'][name]):,.0f} s")
 
 

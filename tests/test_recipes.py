@@ -23,6 +23,19 @@ def recipes(repo, monkeypatch):
     return recipes
 
 
+def process(status):
+    """A process that an interrupt reaches once, and that then ends by itself."""
+    waits = iter([KeyboardInterrupt, None])
+
+    def wait():
+        if error := next(waits):
+            raise error
+        started.returncode = status
+
+    started = SimpleNamespace(returncode=None, wait=wait)
+    return started
+
+
 def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, tmp_path):
     calls, status = [], ["unfinished"]
 
@@ -32,9 +45,9 @@ def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, 
         run = output / "kor_x-2026-01-01_00-00-00"
         run.mkdir(parents=True, exist_ok=True)
         (run / recipes.RUN_FILE).write_text(json.dumps({"status": status[0], "seed": 3}))
-        return SimpleNamespace(returncode=1 if status[0] == "unfinished" else 0)
+        return process(status=1 if status[0] == "unfinished" else 0)
 
-    monkeypatch.setattr(recipes.subprocess, "run", train)
+    monkeypatch.setattr(recipes.subprocess, "Popen", train)
     stages = ["training_nli.py --batch_size 2", "training_sts.py"]
     with pytest.raises(InputError, match="stage0 ended with status 1"):
         recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
@@ -50,6 +63,8 @@ def test_a_stage_starts_from_the_one_before_and_runs_once(recipes, monkeypatch, 
     assert model == tmp_path / "stage1" / first.name and facts["seed"] == 3
     recipes.train_recipe(stages, "base", ["--seed", "3"], tmp_path)
     assert len(calls) == 3
+    with pytest.raises(InputError, match="stage0: begun with training_nli.py --seed 3"):
+        recipes.train_recipe(stages, "base", ["--seed", "4"], tmp_path)
 
 
 def test_a_stage_of_several_runs_ends_with_their_average(recipes, monkeypatch, tmp_path):
@@ -62,11 +77,11 @@ def test_a_stage_of_several_runs_ends_with_their_average(recipes, monkeypatch, t
             output.mkdir()
             (output / "average.json").write_text(json.dumps({"dev_cosine_spearman": [["x", 80.0], ["average", 81.0]]}))
         else:
-            (output / "kor_x").mkdir(parents=True)
+            (output / "kor_x").mkdir(parents=True, exist_ok=True)
             (output / "kor_x" / recipes.RUN_FILE).write_text(json.dumps({"status": "finished"}))
-        return SimpleNamespace(returncode=0)
+        return process(status=0)
 
-    monkeypatch.setattr(recipes.subprocess, "run", run)
+    monkeypatch.setattr(recipes.subprocess, "Popen", run)
     stages = ["training_nli.py", "training_sts.py --seed 1 + training_sts.py --seed 2"]
     for _ in range(2):  # the second time all is there
         model, facts, _ = recipes.train_recipe(stages, "base", ["--dataset_path", "data"], tmp_path)
@@ -78,6 +93,12 @@ def test_a_stage_of_several_runs_ends_with_their_average(recipes, monkeypatch, t
     assert all(str(tmp_path / "stage0" / "kor_x") in words for words in sts)
     runs = [str(tmp_path / f"stage1.{part}" / "kor_x") for part in (0, 1)]
     assert average[1:6] == ["--dataset_path", "data", "--model_name_or_path", *runs]
+
+
+@pytest.mark.parametrize("text", ["short", "x: training_sts.py &&", "x: nope.py", "x: training_sts.py --prompt 'y"])
+def test_a_recipe_that_is_none_is_refused_before_anything_is_trained(run_script, text):
+    result = run_script("dev/recipes.py", "--add", text, "--recipes", text.partition(":")[0])
+    assert result.returncode == 2 and result.stderr.startswith("error: --add"), result.stderr
 
 
 def test_the_ingredient_reaches_the_script(recipes, monkeypatch):
