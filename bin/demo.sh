@@ -5,7 +5,7 @@
 #
 #   ./bin/demo.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' bin/demo.sh && exit ;; esac
 source bin/setup.sh
 setup_venv requirements.txt

@@ -30,13 +30,53 @@ setup_venv() {
 }
 
 # Train below FOLDER, go on with a run that was stopped there, or keep a finished one; its directory is then in $run.
+# A run takes the flags it was begun with, so a later call has to begin with these.
 # usage: train_once FOLDER SCRIPT FLAG...
 train_once() {
-    local folder=$1
+    local folder=$1 flags=${*:3} before status=0
+    flags=${flags:+$flags } # ends with a blank, so that a beginning of it ends with a word
     shift
+    before=$(newest_run "$folder")
+    if [ "$before" ] && [ -f "$folder/flags" ] && [[ $flags != "$(cat "$folder/flags")"* ]]; then
+        echo "error: $folder was begun with: $(cat "$folder/flags"); give these flags first, or delete that folder" >&2
+        return 2
+    fi
+    python "$@" --output_dir "$folder" ${before:+--resume "$before"} || status=$?
     run=$(newest_run "$folder")
-    python "$@" --output_dir "$folder" ${run:+--resume "$run"} || return
-    run=$(newest_run "$folder")
+    if [ -z "$before" ] && [ "$run" ]; then printf %s "$flags" >"$folder/flags"; fi
+    return $status
 }
 
-newest_run() { (ls -d "$1"/kor_*/ 2>/dev/null || true) | sort | tail -n 1; }
+# The run of FOLDER that began last; a folder without this file was killed before it began.
+newest_run() {
+    local file newest=
+    for file in "$1"/*/training_arguments.json; do
+        file=${file%/*}
+        if [ -d "$file" ] && [[ ${file: -19} > ${newest: -19} ]]; then newest=$file; fi
+    done
+    echo "$newest"
+}
+
+# Refuse FLAGS that reproduce.sh and train.sh best set themselves; with $best also those that not all its stages have.
+# Sets $dataset and $trust, which later commands need too (empty where not given), and common: what stage 2 takes, which
+# has a base, seed and loss of its own.
+# usage: sort_flags FLAG...
+sort_flags() {
+    local word name= problem
+    dataset='' trust='' common=()
+    for word in "$@"; do
+        case "$word" in --*) name=${word%%=*} ;; esac # a word without -- is a value of the flag before it
+        problem=
+        case "$name" in
+            --output_dir | --output_prefix | --resume) problem="is set by this script; leave it out" ;;
+            --sts_loss | --nli_batch_size | --sts_batch_size | --push* | --hub*) problem=${best:+"is no flag of all stages"} ;;
+            --dataset_path) dataset=${word#--dataset_path} dataset=${dataset#=} ;;
+            --trust_remote_code) trust=$name ;;
+        esac
+        [ -z "$problem" ] || { echo "error: $name $problem, or run the training scripts one by one" >&2; return 2; }
+        case "$name" in
+            --model_name_or_path | --revision | --seed | --scale | --nli_mini_batch_size) ;;
+            *) common+=("$word") ;;
+        esac
+    done
+}

@@ -2,7 +2,7 @@
 # Set up .venv with the development requirements, then lint, check the format and run all tests.
 # Arguments go to pytest: ./bin/test.sh -k recipe
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,3s/^# \{0,1\}//p' bin/test.sh && exit ;; esac
 source bin/setup.sh
 setup_venv requirements-dev.txt requirements.txt

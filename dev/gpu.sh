@@ -8,7 +8,7 @@
 # comes from the wheels in $WHEELS (.whl), the peers disentangled-flash and flashdeberta among them; fill that folder
 # with: pip download --no-deps --only-binary=:all: -d .whl NAME==VERSION ...
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 device=cuda layers=12 vocab=130000 rounds=30 training_rounds=57 patience=1 small=()
 case "${1:-}" in
     -h | --help) sed -n '2,10s/^# \{0,1\}//p' dev/gpu.sh && exit ;;

@@ -3,7 +3,7 @@
 # $KF_CLIENTS): transformers.js by npm; onnxruntime (the oldest and newest for this Python) and FastEmbed by pip, apart
 # from .venv, whose pins they do not share. What cannot be installed is said, and the tests skip it.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 clients=${KF_CLIENTS:-$HOME/.cache/kf-deberta-clients}
 python=.venv/bin/python
 mkdir -p "$clients"
@@ -13,7 +13,7 @@ install() { # NAME COMMAND...: the command fills NAME.part, which becomes NAME w
     shift
     [ -d "$clients/$name" ] && return
     rm -rf "$part" && mkdir "$part"
-    if "$@" "$part" >"$part.log" 2>&1 && mv -T "$part" "$clients/$name"; then
+    if "$@" "$part" >"$part.log" 2>&1 && mv "$part" "$clients/$name"; then
         rm "$part.log"
     else
         echo "$name: not installed ($(tail -n 1 "$part.log")), so its tests are skipped"

@@ -151,16 +151,33 @@ def test_reproduce_sh_trains_exports_and_scores_and_goes_on_with_its_run(repo, e
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     run = "output/reproduce/kor_multi_x"
-    python.write_text(f'#!/bin/sh\ncase $1 in training*) mkdir -p {run};; esac\necho "ran $*"\n')
-    python.chmod(0o755)
-    script = [str(tmp_path / "bin" / "reproduce.sh"), "--bf16"]
-    first, second = (
-        subprocess.run(script, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
-        for _ in range(2)
+    python.write_text(
+        f'#!/bin/sh\ncase $1 in training*) mkdir -p {run}; touch {run}/training_arguments.json;; esac\necho "ran $*"\n'
     )
-    order = [first.index(text) for text in ("ran training_multi_task", "ran bin/export_onnx", "ran bin/benchmark")]
+    python.chmod(0o755)
+
+    def reproduce(*flags):
+        script = [tmp_path / "bin" / "reproduce.sh", *flags]
+        return subprocess.run(script, cwd="/", env=environment, capture_output=True, text=True)
+
+    flags = ["--bf16", "--dataset_path", "my data", "--trust_remote_code"]
+    results = [reproduce(*flags) for _ in range(2)]
+    assert [result.returncode for result in results] == [0, 0], results
+    first, second = (result.stdout for result in results)
+    order = [first.index(text) for text in ("ran training_multi_task", "ran bin/benchmark", "ran bin/export_onnx")]
     assert order == sorted(order) and "--bf16" in first and "--reproduces upskyy/kf-deberta-multitask" in first
-    assert "--resume" not in first and f"--output_dir output/reproduce --resume {run}/" in second
+    assert first.count("--trust_remote_code --sts_dataset_path my data/KorSTS") == 2
+    assert "--resume" not in first and f"--output_dir output/reproduce --resume {run}\n" in second
+    more = reproduce(*flags, "--nli_mini_batch_size", "32")  # whether the run may have it, the training script knows
+    assert more.returncode == 0 and "--nli_mini_batch_size 32 --output_dir output/reproduce --resume" in more.stdout
+    for others, message in (
+        (["--dataset_path", "my data"], "output/reproduce was begun with: --bf16 --dataset_path"),
+        (["--output_dir", "x"], "--output_dir is set by this script"),
+        (["--bf16", "--best", "--nli_batch_size", "8"], "--nli_batch_size is no flag of all stages"),
+    ):
+        result = reproduce(*others)
+        assert result.returncode == 2 and result.stderr.startswith(f"error: {message}"), result.stderr
+        assert "ran training" not in result.stdout
 
 
 def test_reproduce_sh_best_trains_both_recipes_and_scores_them_beside_the_published_model(repo, environment, tmp_path):
@@ -168,22 +185,27 @@ def test_reproduce_sh_best_trains_both_recipes_and_scores_them_beside_the_publis
     (tmp_path / "requirements.txt").symlink_to(repo / "requirements.txt")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    folder = 'while [ "$1" != --output_dir ]; do shift; done; mkdir -p "$2/kor_x"'
+    folder = (
+        'while [ "$1" != --output_dir ]; do shift; done; mkdir -p "$2/kor_x"; touch "$2"/kor_x/training_arguments.json'
+    )
     python.write_text(f'#!/bin/sh\necho "ran $*"\ncase $1 in *training*) {folder};; esac\n')
     python.chmod(0o755)
-    script = [str(tmp_path / "bin" / "reproduce.sh"), "--best", "--bf16"]
+    small = ["--nli_mini_batch_size", "32"]
+    script = [str(tmp_path / "bin" / "reproduce.sh"), "--bf16", *small, "--best", "--dataset_path=a b"]
     output = subprocess.run(script, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
     ran = [re.sub(r"ran (/\S+/)?", "", line) for line in output.splitlines() if line.startswith("ran ")]
-    multi_task, nli, *sts, average, export, benchmark = (line for line in ran if not line.startswith(("-m pip", "-c")))
-    assert multi_task == "training_multi_task.py --bf16 --output_dir output/reproduce"
-    assert nli == "training_nli.py --bf16 --output_dir output/best/nli"
+    multi_task, nli, *sts, average, benchmark, export = (line for line in ran if not line.startswith(("-m pip", "-c")))
+    flags = "--bf16 --nli_mini_batch_size 32 --dataset_path=a b"
+    assert multi_task == f"training_multi_task.py {flags} --output_dir output/reproduce"
+    assert nli == f"training_nli.py {flags} --output_dir output/best/nli"
     for seed, line in zip("123", sts, strict=True):
-        assert f"--model_name_or_path output/best/nli/kor_x/ --seed {seed} --output_dir output/best/sts_{seed}" in line
-    runs = " ".join(f"output/best/sts_{seed}/kor_x/" for seed in "123")
-    assert average == f"average.py --model_name_or_path {runs} --output_dir output/best/model"
+        ours = f"--model_name_or_path output/best/nli/kor_x --seed {seed} --bf16 --dataset_path=a b"
+        assert f"--normalize {ours} --output_dir output/best/sts_{seed}" in line
+    runs = " ".join(f"output/best/sts_{seed}/kor_x" for seed in "123")
+    assert average == f"average.py --dataset_path a b --model_name_or_path {runs} --output_dir output/best/model"
     assert "--model_name_or_path output/best/model --output_dir output/reproduce/onnx_best" in export
-    models = "output/best/model output/reproduce/kor_x/ upskyy/kf-deberta-multitask"
-    assert f"--model_name_or_path {models} --output output/reproduce/results_best.json" in benchmark
+    models = "output/best/model output/reproduce/kor_x upskyy/kf-deberta-multitask"
+    assert f"--model_name_or_path {models} --sts_dataset_path a b/KorSTS --output" in benchmark
 
 
 def test_no_command_is_left_out(repo):
@@ -216,8 +238,9 @@ def test_train_sh_passes_flags_and_stops_at_the_first_failure(repo, place, envir
     assert ran("nli", "--batch_size", "8")[1] == ["training_nli.py --batch_size 8"]
     best = ["training_nli.py --bf16 --output_dir output/best/nli", *["training_sts.py --sts_loss cosent"] * 3]
     assert [line.partition(" --batch_size")[0] for line in ran("best", "--bf16")[1]] == best
-    status, scripts, error = ran("best", "--output_dir", "x")
-    assert (status, scripts) == (2, []) and error.startswith("error: --output_dir is no flag of all stages")
+    for flag, message in (("--output_dir", "is set by this script"), ("--sts_loss", "is no flag of all stages")):
+        status, scripts, error = ran("best", flag, "x")
+        assert (status, scripts) == (2, []) and error.startswith(f"error: {flag} {message}")
     status, _, error = ran("everything")
     assert status == 2 and error.startswith("error: unknown recipe everything")
 

@@ -1,5 +1,6 @@
 """Facts of the single-objective recipes, of flags and outputs, read off runs of the scripts as a user starts them."""
 
+import argparse
 import ast
 import csv
 import json
@@ -191,7 +192,7 @@ def test_train_sh_best_begins_its_second_stage_with_the_weights_of_the_first(rep
 
     result = best(2)
     assert result.returncode == 0, result.stdout + result.stderr
-    stages = [(tmp_path / "output" / "best" / stage).iterdir() for stage in ("nli", "sts_1", "sts_2", "sts_3")]
+    stages = [(tmp_path / "output" / "best" / stage).glob("kor_*") for stage in ("nli", "sts_1", "sts_2", "sts_3")]
     (nli,), (sts,), *others = stages
     first, second = (json.loads((run / "training_arguments.json").read_text()) for run in (nli, sts))
     assert first["test"]["cosine_spearman"] != first["baseline"]["cosine_spearman"]
@@ -200,19 +201,54 @@ def test_train_sh_best_begins_its_second_stage_with_the_weights_of_the_first(rep
     assert "CoSENTLoss" in (sts / "README.md").read_text()
     model = tmp_path / "output" / "best" / "model"
     scored = dict(json.loads((model / "average.json").read_text())["dev_cosine_spearman"])
-    assert list(scored) == [sts.name, *(run.name for (run,) in others), "average"]
+    runs = [f"sts_{number}/{run.name}" for number, run in enumerate((sts, *(run for (run,) in others)), start=1)]
+    assert list(scored) == [*runs, "the average of their weights"]
     embeddings = SentenceTransformer(str(model), device="cpu").encode(["비가 온다.", "해가 뜬다."])
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1, abs=1e-6)
     again = best(2)
     assert again.returncode == 0 and again.stdout.count("this run is complete") == 4
+    assert again.stdout.endswith("output/best/model: complete\n")
     shutil.copytree(toy_base, tmp_path / "other")
-    for other, message in (
-        (best(3), "--max_rounds was 2, is 3"),
-        (best(2, tmp_path / "other"), "--model_name_or_path was"),
-        (best(2, f"owner/{toy_base.name}"), "--model_name_or_path was"),
-    ):
-        assert other.returncode == 2 and f"error: {nli}: {message}" in other.stderr
+    for other in (best(3), best(2, tmp_path / "other")):
+        begun = f"error: output/best/nli was begun with: --model_name_or_path {toy_base}"
+        assert other.returncode == 2 and other.stderr.startswith(begun), other.stderr
         assert "stage 2" not in other.stdout
+
+
+def test_a_finished_run_is_complete_only_for_its_own_base_and_data(run_script, toy_base, toy_data, tmp_path):
+    flags = ["--dataset_path", toy_data, "--output_dir", tmp_path / "runs", "--max_rounds", 1]
+    run_script("training_sts.py", "--model_name_or_path", toy_base, *flags, check=True)
+    (run,) = (tmp_path / "runs").iterdir()
+    same, other = tmp_path / "same" / toy_base.name, tmp_path / "other" / toy_base.name
+    for folder in (same, other):
+        shutil.copytree(toy_base, folder)
+    (other / "config.json").write_text((other / "config.json").read_text().replace("{", "{ ", 1))
+    for base, status, message in (
+        (same, 0, f"{run}: this run is complete"),
+        (other, 2, f"error: {other / 'config.json'}: not the file that {run} was trained with"),
+        (f"owner/{toy_base.name}", 2, f"error: {run}: --model_name_or_path was {toy_base.name}, is owner/"),
+    ):
+        result = run_script("training_sts.py", "--resume", run, "--model_name_or_path", base)
+        assert result.returncode == status and message in result.stdout + result.stderr
+    assert not (run / ".lock").exists()
+    pushed = ["--push_to_hub", "--hub_model_id", "owner/name", "--trust_remote_code"]
+    result = run_script("training_sts.py", "--resume", run, *pushed)
+    assert result.returncode == 0 and f"hf upload owner/name {run} --exclude" in result.stdout
+
+
+def test_runs_below_a_base_are_none_of_its_content(toy_base, toy_data, tmp_path):
+    from kf_deberta.training.run import content_of
+
+    base = tmp_path / "base"
+    shutil.copytree(toy_base, base)
+    args = argparse.Namespace(model_name_or_path=str(base), dataset_path=toy_data)
+    before = content_of(args, None, ["sts"])
+    run = base / "output" / "kor_sts_base"
+    shutil.copytree(toy_base, run / "checkpoint-2")
+    (run / "training_arguments.json").write_text("{}")
+    assert content_of(args, None, ["sts"]) == before and "base config.json" in before
+    (base / "training_arguments.json").write_text("{}")  # the base is itself a run
+    assert "base config.json" in content_of(args, None, ["sts"])
 
 
 def check_outputs(directory, stdout):

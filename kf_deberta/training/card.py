@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import SchedulerType
 
 from kf_deberta.cli import escape_markdown, write_atomically
-from kf_deberta.data.official import BLOB_IDS, KOR_STS_ROWS
+from kf_deberta.data.official import BLOB_IDS
 from kf_deberta.model.load import default_prompt
 from kf_deberta.training.trainer import MultiTaskTrainer
 
@@ -42,7 +42,7 @@ def write_model_card(
     base_name = base if on_hub else Path(base).resolve().name
     hub_name = getattr(trainer, "hub_model_id", None) or trainer.args.hub_model_id
     local = directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory.name
-    official = facts["test_pairs"] == KOR_STS_ROWS["sts-test.tsv"]
+    official = facts["content"].get("KorSTS/sts-test.tsv") == BLOB_IDS["KorSTS/sts-test.tsv"]
     title = f"Korean sentence embeddings from {base_name}"
     figures = [name for name in facts["test"] if not name[0].isdigit()]  # those of a prefix begin with its length
     data = ModelCardData(
@@ -72,7 +72,7 @@ def write_model_card(
         name=hub_name or str(local),
         trust=", trust_remote_code=True" if args.trust_remote_code else "",
         sources=[DATA[name][1] for name in trainer.batch_samplers if name in DATA],
-        others=[n for n, blob in facts.get("content", {}).items() if n[:3] == "Kor" and BLOB_IDS.get(n) != blob],
+        others=[n for n, blob in facts["content"].items() if n[:3] == "Kor" and BLOB_IDS.get(n) != blob],
         dims=[dim for dim in args.matryoshka_dims or [] if dim < trainer.model.get_embedding_dimension()],
         official=official,
         pairs=facts["test_pairs"],

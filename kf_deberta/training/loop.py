@@ -29,12 +29,10 @@ from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.callbacks import ProgressLines, RecipeCallback
 from kf_deberta.training.card import write_model_card
 from kf_deberta.training.curves import draw_training_curves
-from kf_deberta.training.run import RUN_FILE, Run, open_run
+from kf_deberta.training.run import NOT_PUSHED, Run, open_run, short, upload_command
 from kf_deberta.training.trainer import MultiTaskTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# the state of training, and what names folders of this machine; the card says all that others need
-NOT_PUSHED = ["trainer_state.json", RUN_FILE, ".lock", "checkpoint-*/**", "unfinished-checkpoint/**", "runs/**"]
 LOWER_EVALUATION = "lower it by --eval_batch_size, which changes no result,"
 
 
@@ -119,6 +117,11 @@ def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_ev
     # 2. Training, from the start or from the checkpoint
     objectives = list(trainer.batch_samplers)
     rounds = trainer.get_train_dataloader().batch_sampler.rounds  # an epoch
+    if main:
+        rows = {name: len(trainer.train_dataset[name]) for name in objectives}
+        seen = {name: min(rounds * sampler.batch_size, rows[name]) for name, sampler in trainer.batch_samplers.items()}
+        parts = [f"{seen[name]:,} of {rows[name]:,} {name} examples" for name in objectives]
+        print(f"an epoch: {rounds:,} rounds, {' and '.join(parts)}", flush=True)
     trainer.args.logging_steps = args.logging_steps * len(objectives)
     if args.max_rounds:
         trainer.args.max_steps = min(args.max_rounds, rounds * args.num_epochs) * len(objectives)
@@ -232,10 +235,8 @@ def push(name: str, directory: Path, token: str | None) -> None:
     try:
         upload_folder(repo_id=name, folder_path=directory, token=token, ignore_patterns=NOT_PUSHED)
     except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:  # RuntimeError: hf_xet's
-        words = ["hf", "upload", name, _short(directory), *(text for p in NOT_PUSHED for text in ("--exclude", p))]
-        raise InputError(
-            f"{directory}: finished, but not uploaded ({one_line(error)}); later: {shlex.join(words)}"
-        ) from error
+        later = upload_command(name, directory)
+        raise InputError(f"{directory}: finished, but not uploaded ({one_line(error)}); later: {later}") from error
 
 
 def print_summary(run: Run, args: argparse.Namespace) -> None:
@@ -249,12 +250,12 @@ def print_summary(run: Run, args: argparse.Namespace) -> None:
         print(f"NOTE: no evaluation beat the untrained model on dev ({run.facts['baseline_dev_cosine_spearman']:.2f})")
     print(f"best on dev in round {run.facts['best_round']}: {run.facts['best_dev_cosine_spearman']:.2f}")
     print(f"model:     {run.directory}")
-    model = ["--model_name_or_path", _short(run.directory)]
+    model = ["--model_name_or_path", short(run.directory)]
     if run.facts["arguments"].get("trust_remote_code"):
         model.append("--trust_remote_code")
-    benchmark = ["python", _short(REPOSITORY / "bin" / "benchmark.py"), *model, "--sts_dataset_path", str(sts)]
+    benchmark = ["python", short(REPOSITORY / "bin" / "benchmark.py"), *model, "--sts_dataset_path", str(sts)]
     print(f"benchmark: {shlex.join(benchmark)}")
-    export = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]
+    export = ["python", short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]
     export += ["--output_dir", f"models/{run.directory.name}"]  # two models never share a tokenizer.json
     print(f"export:    {shlex.join(export)}", flush=True)
 
@@ -265,8 +266,3 @@ def _resume_command(run: Run) -> str:
         launcher = ["torchrun", "--nproc_per_node", str(processes)]
     code = ["--trust_remote_code"] if run.facts["arguments"]["trust_remote_code"] else []  # never taken from a file
     return shlex.join([*launcher, sys.argv[0], "--resume", str(run.directory), *code])
-
-
-def _short(path: Path) -> str:
-    """Return the path as the user would type it from the current directory."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

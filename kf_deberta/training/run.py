@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -46,6 +47,8 @@ SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id
 SAME_RESULT |= {"dataloader_num_workers", "hub_token"}
 SAME_TO_ROUNDING = {"nli_mini_batch_size", "gradient_checkpointing"}  # what to change after out of memory
 BY_CONTENT = {"dataset_path", "model_name_or_path"}  # another path to the same content is no difference
+# the state of training, and what names folders of this machine; the card says all that others need
+NOT_PUSHED = ["trainer_state.json", RUN_FILE, LOCK, "checkpoint-*/**", f"{UNFINISHED}/**", "runs/**"]
 _locks: list[FileLock] = []  # of this process: a lock lasts until it ends
 
 
@@ -105,18 +108,43 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
             value = _without_directory(value)
         if value == old or name in SAME_RESULT or (name in BY_CONTENT and not finished):  # open_run looks at content
             continue
+        if finished and name == "trust_remote_code":  # nothing is loaded any more
+            continue
         if name not in SAME_TO_ROUNDING:
             remedy = "delete it or give another --output_dir" if finished else "give the flags that it was begun with"
             raise InputError(f"{directory}: --{name} was {old}, is {value}; {remedy}")
         if not finished:
             print(f"{directory}: --{name} was {old}, is {value}: the same result to rounding", flush=True)
     if finished:
+        _check_files(directory, args, facts["content"])
         tidy(directory, finished=True)
         print(f"{directory}: this run is complete; start a new one without --resume, or delete it", flush=True)
+        if args.push_to_hub and args.hub_model_id:
+            print(f"not uploaded again; this does it: {upload_command(args.hub_model_id, directory)}", flush=True)
         sys.exit(0)
     if isinstance(commit := facts.get("base_revision"), str):
         args.revision = commit  # the hub's main may have moved since
     return args
+
+
+def _check_files(directory: Path, args: argparse.Namespace, content: dict[str, str]) -> None:
+    """Raise InputError where a file of the data set or the base is there, but is not what a finished run had."""
+    for name, blob_id in content.items():
+        of_base = name.startswith("base ")
+        path = Path(args.model_name_or_path if of_base else args.dataset_path) / name.removeprefix("base ")
+        if path.is_file() and git_blob_id(path) != blob_id:
+            raise InputError(f"{path}: not the file that {directory} was trained with; give another --output_dir")
+
+
+def upload_command(name: str, directory: Path) -> str:
+    """Return the command that uploads a finished run to the hub's repository `name`."""
+    excluded = (word for pattern in NOT_PUSHED for word in ("--exclude", pattern))
+    return shlex.join(["hf", "upload", name, short(directory), *excluded])
+
+
+def short(path: Path) -> str:
+    """Return the path as the user would type it from the current directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _defaults(parser: argparse.ArgumentParser, arguments: dict, path: Path) -> dict:
@@ -170,7 +198,7 @@ def _read_facts(directory: Path) -> dict:
 
 
 def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
-    """Return the directory and the facts of the run that --resume means, locked unless it is finished."""
+    """Return the directory and the facts of the run that --resume means, locked where anything is left to do in it."""
     if args.resume != "newest":
         directory = Path(args.resume).resolve()
         if not (directory / RUN_FILE).is_file():
@@ -178,7 +206,8 @@ def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
         facts = _read_facts(directory)
         if facts["script"] != script:
             raise InputError(f"{directory}: this is a run of {facts['script']}; resume it with that script")
-        _lock(directory)
+        if facts["status"] != "finished" or left_over(directory, finished=True):
+            _lock(directory)
         return directory, facts
     parent, complete, other = Path(args.output_dir).resolve(), None, None
     found = [path.parent for path in parent.glob(f"*/{RUN_FILE}")]
@@ -335,6 +364,8 @@ def content_of(args: argparse.Namespace, commit: str | None, objectives: list[st
         return content | {"base": f"{args.model_name_or_path} at {commit}"}
     files = sorted(path for path in base.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
     files = [path for path in files if not {"eval", "onnx"} & set(path.relative_to(base).parts)]
+    # runs below the base are none of it
+    files = [path for path in files if not any((p / RUN_FILE).is_file() for p in path.parents if base in p.parents)]
     return content | {f"base {path.relative_to(base).as_posix()}": git_blob_id(path) for path in files}
 
 

@@ -152,7 +152,7 @@ class MultiTaskTrainer(SentenceTransformerTrainer):
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         return loss
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> torch.Tensor | tuple:
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> torch.Tensor:
         """Compute the loss as the library does, but with both sentences of a pair in one forward pass.
 
         The library keeps columns apart that may be query and document; here they are sentences of one kind.
