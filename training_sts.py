@@ -11,10 +11,10 @@ the pairs of a batch against each other instead; ./bin/train.sh best trains with
     python training_sts.py --resume                                      # the newest unfinished run
 """
 
-from kf_deberta.cli import run
+from kf_deberta.cli import InputError, run
 from kf_deberta.training.flags import parse_flags, training_arguments
 
-# Every number is a flag. Source: training_sts.py of the original repository
+# Every number is a flag. Source: training_sts.py of the original repository; sts_loss is ours
 RECIPE = {
     "num_epochs": 5,  # passes over the pairs
     "batch_size": 8,  # pairs per step
@@ -43,6 +43,8 @@ def main() -> None:
     from kf_deberta.training.trainer import MultiTaskTrainer
 
     training_args = training_arguments(args)
+    if args.sts_loss == "cosent" and training_args.world_size > 1:  # each process would rank its own share alone
+        raise InputError("--sts_loss cosent: ranks all pairs of a batch, so it takes one process; leave torchrun out")
 
     # 2. Data: KorSTS pairs with their gold score / 5
     root = args.dataset_path

@@ -120,6 +120,8 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f"{path}: the name must end with {' or '.join(formats)}")
         if path is not None and path.is_dir():
             raise InputError(f"{path}: a directory; name a file")
+        if path is not None and path.resolve() in [Path(file).resolve() for file in files]:
+            raise InputError(f"{path}: holds the pairs to score; give the result another name")
         if path is not None:
             check_writable(path.parent)
     korsts = "korsts" in (args.data or ([] if args.tsv or args.results else ["korsts"]))

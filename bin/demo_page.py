@@ -18,9 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, Parser, check_input_file, file_path, flags_first, run
-from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of
-from kf_deberta.data.text import compose_texts
+from kf_deberta.cli import InputError, Parser, file_path, flags_first, run
+from kf_deberta.data.sentences import CORPUS, QUERIES, read_sentences
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "kf_deberta" / "export" / "demo_page.html"
 SENTENCES = [
@@ -79,10 +78,7 @@ def main() -> None:
     encoder = OnnxEncoder(args.onnx, device="cpu")
     if Path(f"{args.onnx}_data").exists():
         raise InputError(f"{args.onnx}: too large for a browser; give the int8 graph (export_onnx.py --quantize)")
-    corpus = CORPUS
-    if args.corpus:
-        check_input_file(args.corpus)
-        corpus = compose_texts(lines_of(args.corpus.read_bytes(), str(args.corpus)), args.corpus)
+    corpus = read_sentences(args.corpus) if args.corpus else CORPUS
     tokenizer_files = ("tokenizer.json", "tokenizer_config.json")
     for name in tokenizer_files:
         if not (encoder.folder / name).is_file():

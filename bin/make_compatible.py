@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, Parser, file_path, run
+from kf_deberta.cli import InputError, Parser, file_path, run, say
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
         raise InputError(f"{directory}: no modules.json in it; give the folder of a sentence-embedding model")
 
     # 2. Load it as it is, write its files anew, put them in place
+    say("loading libraries")  # 5 seconds and more
     from kf_deberta.model.load import load_model
     from kf_deberta.model.save import make_compatible
 

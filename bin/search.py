@@ -20,7 +20,7 @@ from kf_deberta.cli import (
     InputError,
     Parser,
     add_model_flags,
-    check_input_file,
+    check_model_name,
     count,
     file_path,
     is_out_of_memory,
@@ -30,7 +30,7 @@ from kf_deberta.cli import (
     run,
     say,
 )
-from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of
+from kf_deberta.data.sentences import CORPUS, QUERIES, lines_of, read_sentences
 from kf_deberta.data.text import compose_texts
 
 
@@ -61,18 +61,19 @@ def main() -> None:
     args = parse_args()
     if not all(query.strip() for query in args.query):
         raise InputError("a query is blank; write what to search for")
-    corpus, queries = (
-        CORPUS,
-        [query.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for query in args.query],
-    )
-    if args.corpus:
-        check_input_file(args.corpus)
-        corpus = compose_texts(lines_of(args.corpus.read_bytes(), str(args.corpus)), args.corpus)
+    corpus = read_sentences(args.corpus) if args.corpus else CORPUS
+    # bytes of the command line that are no UTF-8 arrive as surrogates, which no tokenizer takes
+    queries = [query.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for query in args.query]
     if not queries:
-        queries = QUERIES if sys.stdin.isatty() else lines_of(sys.stdin.buffer.read(), "standard input")
+        queries = (
+            QUERIES if sys.stdin is None or sys.stdin.isatty() else lines_of(sys.stdin.buffer.read(), "standard input")
+        )
     queries = compose_texts(queries, "queries")
 
     # 2. Vectors of length 1, so that their products are cosines
+    if not args.onnx:
+        check_model_name(args.model_name_or_path)
+    say("loading libraries")  # 5 seconds and more
     from kf_deberta.model.index import embed_corpus, fingerprint, folder_files, nearest, unit_vectors
 
     if args.onnx:

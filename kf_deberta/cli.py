@@ -61,6 +61,7 @@ def flags_first(parse_args: Callable[[], argparse.Namespace]) -> None:
     if parse_args.__module__ == "__main__":
         with _errors_in_one_line():
             parse_args()
+        say("loading libraries")  # 5 seconds and more
 
 
 @contextlib.contextmanager
@@ -238,7 +239,10 @@ class Parser(argparse.ArgumentParser):
         """Parse the command line; an unknown flag is told with the nearest one that exists."""
         try:
             parsed, rest = self.parse_known_args(args, namespace)
-        except InputError:  # a required flag is missing, perhaps because it is misspelled
+        except InputError as error:
+            if "required" not in str(error):
+                raise
+            # a required flag is missing, perhaps because it is misspelled
             words = itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args)
             known = self._option_string_actions
             rest = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
@@ -314,6 +318,18 @@ def model_name(text: str) -> str:
     except UnicodeEncodeError as error:  # undecodable bytes; not all libraries take such a path
         raise argparse.ArgumentTypeError(f"must be UTF-8, not {os.fsencode(text)}; rename it") from error
     return os.path.expanduser(text)
+
+
+def is_hub_name(name: str) -> bool:
+    """Tell whether the hub could have this name: the rule of huggingface_hub, which takes long to import."""
+    allowed = re.fullmatch(r"(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", name, re.ASCII)
+    return allowed is not None and "--" not in name and ".." not in name
+
+
+def check_model_name(name: str) -> None:
+    """Raise InputError where `name` is no directory, and could be none of the hub's either."""
+    if not Path(name).is_dir() and (Path(name).exists() or not is_hub_name(name)):
+        raise InputError(f"{name}: not a model directory; give a directory or a hub name like owner/model")
 
 
 def file_path(text: str) -> Path:

@@ -179,3 +179,42 @@ def test_out_of_memory_is_no_fault_of_the_model(toy_base, monkeypatch, place):
     monkeypatch.setattr(f"kf_deberta.model.load.{place}", run_out)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         load_model(str(toy_base))
+
+
+@pytest.mark.parametrize("length", [1, 2, True, 12.5, "abc", [5]])
+def test_a_length_that_leaves_no_room_for_a_word_is_refused(toy_base, tmp_path, length):
+    from kf_deberta.model.save import save_model
+
+    save_model(load_model(str(toy_base), device="cpu"), tmp_path / "model")
+    file = tmp_path / "model" / "sentence_bert_config.json"
+    file.write_text(json.dumps({"max_seq_length": length, "do_lower_case": False}))
+    with pytest.raises(InputError, match="model: (max_seq_length .* in its files; correct it to 3|cannot be loaded)"):
+        load_model(str(tmp_path / "model"), device="cpu")
+
+
+def test_names_are_checked_as_the_hub_checks_them():
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from kf_deberta.cli import is_hub_name
+
+    for name in (
+        "owner/model",
+        "klue-base",
+        "a.b/c_d",
+        "-a",
+        "a-",
+        "a--b",
+        "a..b",
+        "a/b/c",
+        "../x",
+        "x" * 97,
+        "한글",
+        "",
+    ):
+        try:
+            validate_repo_id(name)
+            valid = True
+        except HFValidationError:
+            valid = False
+        assert is_hub_name(name) == valid, name

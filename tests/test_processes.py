@@ -63,3 +63,12 @@ def test_two_processes_follow_one(repo, still_base, toy_data, tmp_path, one_proc
 
 def test_mini_batches_give_the_same_result(repo, still_base, toy_data, tmp_path, one_process):
     assert_same(one_process, train(repo, still_base, toy_data, tmp_path, "--nli_mini_batch_size", 8))
+
+
+def test_cosent_is_refused_where_a_batch_is_shared(repo, still_base, toy_data, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    flags = ["--model_name_or_path", still_base, "--dataset_path", toy_data, "--output_dir", tmp_path]
+    command = [*launcher, repo / "training_sts.py", "--sts_loss", "cosent", *flags]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode != 0 and "error: --sts_loss cosent: ranks all pairs of a batch" in result.stderr
+    assert not list(tmp_path.iterdir())

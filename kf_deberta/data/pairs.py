@@ -1,7 +1,6 @@
 """Sentence pairs with gold scores, from files of five formats or from the hub; whatever is malformed is located."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
+from huggingface_hub.utils.sha import git_hash
 
 from kf_deberta.cli import HUB_TIMEOUT_SECONDS, InputError, check_input_file, one_line
 from kf_deberta.data.official import KOR_STS_ROWS, git_blob_id
@@ -146,8 +146,7 @@ def load_from_hub(name: str) -> Pairs:
     sentences1, sentences2, gold = check_rows(f"{data.repository} record", numbered, data.columns, {}, SCALE)
     pairs = zip(sentences1, sentences2, gold.tolist(), strict=True)
     text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs).encode()
-    blob_id = hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
-    return Pairs(name, sentences1, sentences2, gold, SCALE, blob_id, data.revision, lossy(len(gold), data.rows))
+    return Pairs(name, sentences1, sentences2, gold, SCALE, git_hash(text), data.revision, lossy(len(gold), data.rows))
 
 
 def lossy(rows: int, official: int) -> str:

@@ -1,6 +1,9 @@
 """Files of one sentence per line, and sentences to try a model with."""
 
-from kf_deberta.cli import InputError
+from pathlib import Path
+
+from kf_deberta.cli import InputError, check_input_file
+from kf_deberta.data.text import compose_texts
 
 # the financial example of the published README
 CORPUS = [
@@ -19,6 +22,12 @@ QUERIES = [
     "은행에서 대출을 상환하는 고객이 있다.",
     "금융 분야에서 새로운 기술 동향을 조사하고 있다.",
 ]
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Return the sentences of a UTF-8 file, one per line, Hangul composed; InputError where it is none."""
+    check_input_file(path)
+    return compose_texts(lines_of(path.read_bytes(), str(path)), path)
 
 
 def lines_of(content: bytes, name: str) -> list[str]:

@@ -33,7 +33,6 @@ OPTIONAL = {
     "resamples": COUNT,
     "seed": COUNT,
 }
-FORMATS = (".json", ".csv")
 
 
 def label(record: Record) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kf_deberta.cli import InputError, progress, say, write_atomically
+from kf_deberta.cli import InputError, check_writable, progress, say, write_atomically
 
 CHUNK = 1024  # sentences encoded at a time, sorted by length among themselves
 BLOCK = 16384  # corpus rows of one product; bounds memory, changes no result
@@ -51,6 +51,8 @@ def embed_corpus(path: Path, sentences: list[str], embed: Callable[[list[str]], 
         sentences: its sentences.
         embed: sentences to vectors of length 1.
         key: a fingerprint of the model and its settings.
+
+    Where the corpus's folder is not writable the vectors are made anew each time.
     """
     key = fingerprint([], key, *sentences)
     kept = path.with_name(f"{path.name}.{key[:16]}.npy")
@@ -60,6 +62,11 @@ def embed_corpus(path: Path, sentences: list[str], embed: Callable[[list[str]], 
             return vectors
     except (OSError, ValueError, EOFError):  # not there yet, or cut
         pass
+    try:
+        check_writable(kept.parent)
+    except InputError as error:
+        say(f"{error}; the vectors are not kept")
+        return embed(sentences)
     bar = progress(len(sentences), "corpus", "sentences")
     with write_atomically(kept) as temporary, open(temporary, "wb") as file:
         for start in range(0, len(sentences), CHUNK):

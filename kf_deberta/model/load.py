@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import pickle
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from transformers import modeling_utils
 
-from kf_deberta.cli import InputError, is_out_of_memory, one_line, say
+from kf_deberta.cli import InputError, check_model_name, is_out_of_memory, one_line, say
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
 from kf_deberta.model.hub import find_model, has_modules, hub_error
@@ -67,8 +66,8 @@ def load_model(
         raise InputError(f"--revision {revision}: {name_or_path} is a local directory; leave the flag out")
     if path.is_dir():
         check_model_directory(path)
-    elif path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) is None:
-        raise InputError(f"{name_or_path}: not a model directory; give a directory or a hub name like owner/model")
+    else:
+        check_model_name(name_or_path)
     say(f"loading {name_or_path}")
     if not path.is_dir():
         commit, offline = find_model(name_or_path, revision)
@@ -194,6 +193,8 @@ def _set_length(model: SentenceTransformer, name: str, length: int | None) -> No
     least, limit = model.tokenizer.num_special_tokens_to_add() + 1, usable_positions(model)
     if length is None:
         length = model.max_seq_length or limit
+        if length is not None and (type(length) is not int or length < least):
+            raise InputError(f"{name}: max_seq_length {length!r} in its files; correct it to {least} or more")
         model.max_seq_length = min(length, limit) if limit else length
         return
     if limit and length > limit:

@@ -9,9 +9,11 @@ from pathlib import Path
 from kf_deberta.cli import (
     InputError,
     Parser,
+    check_model_name,
     check_writable,
     count,
     file_path,
+    is_hub_name,
     model_name,
     not_negative,
     number,
@@ -28,7 +30,7 @@ from kf_deberta.training.run import recorded_flags
 # type and help of what a recipe may set; its values stand in the script
 RECIPE_FLAGS = {
     "num_epochs": (count, "epochs"),
-    "batch_size": (count, "triplets or pairs per step, over all processes"),
+    "batch_size": (count, "examples (triplets for NLI, pairs for STS) per step, over all processes"),
     "nli_batch_size": (count, "triplets per step, over all processes"),
     "sts_batch_size": (count, "pairs per step, over all processes"),
     "sts_loss": (one_of("cosine", "cosent"), "loss on the pairs: CosineSimilarityLoss or CoSENTLoss"),
@@ -40,13 +42,13 @@ RECIPE_FLAGS = {
     "warmup_steps": (not_negative, "rounds of linear warm-up; below 1, a share of all rounds"),
     "lr_scheduler_type": (one_of("linear", "cosine", "constant_with_warmup"), "learning rate after the warm-up"),
     "eval_steps": (count, "rounds between evaluations within an epoch; one more at its end"),
-    "seed": (seed, "seed of triplets, order of batches and dropout"),
+    "seed": (seed, "seed of the order of batches and dropout, and of the triplets drawn from KorNLI"),
 }
 BY_THE_RECIPE = "is set by the recipe; "
 REFUSED = {
     "per_device_train_batch_size": f"{BY_THE_RECIPE}use --batch_size, or --nli_batch_size and --sts_batch_size",
     "per_device_eval_batch_size": f"{BY_THE_RECIPE}use --eval_batch_size",
-    "gradient_accumulation_steps": f"{BY_THE_RECIPE}use --nli_mini_batch_size (objectives must not share a step)",
+    "gradient_accumulation_steps": f"{BY_THE_RECIPE}use --gradient_checkpointing (objectives must not share a step)",
     "num_train_epochs": f"{BY_THE_RECIPE}use --num_epochs",
     "max_steps": f"{BY_THE_RECIPE}use --max_rounds",
     "resume_from_checkpoint": f"{BY_THE_RECIPE}use --resume",
@@ -57,7 +59,7 @@ REFUSED = {
     **dict.fromkeys(("metric_for_best_model", "greater_is_better"), f"{BY_THE_RECIPE}remove it"),
     **dict.fromkeys(("load_best_model_at_end", "hub_strategy", "data_seed"), f"{BY_THE_RECIPE}remove it"),
     **dict.fromkeys(("logging_strategy", "logging_nan_inf_filter"), f"{BY_THE_RECIPE}remove it"),
-    **dict.fromkeys(("auto_find_batch_size", "fsdp", "deepspeed"), "is not supported; use --nli_mini_batch_size"),
+    **dict.fromkeys(("auto_find_batch_size", "fsdp", "deepspeed"), "is not supported; use --gradient_checkpointing"),
     **dict.fromkeys(("fp16", "fp16_full_eval"), "scales the loss and skips steps, which shifts schedules; use --bf16"),
     "prompts": "is not seen by the evaluation; use --prompt",
     "logging_dir": "is gone from transformers 5; set TENSORBOARD_LOGGING_DIR",
@@ -149,6 +151,9 @@ def parse_flags(doc: str, recipe: dict[str, object], output_prefix: str) -> argp
     for name, needed in NEEDS.items():
         if getattr(args, name) and getattr(args, needed) in (False, ["none"]):
             raise InputError(f"--{name} has no effect without --{needed}; remove it or add that")
+    check_model_name(args.model_name_or_path)
+    if args.hub_model_id and not is_hub_name(args.hub_model_id):
+        raise InputError(f"--hub_model_id {args.hub_model_id}: not a name that the hub takes; give OWNER/MODEL")
     if args.push_to_hub and not args.hub_model_id:
         raise InputError("--push_to_hub: name the repository with --hub_model_id OWNER/MODEL")
     if os.sep in args.output_prefix:
