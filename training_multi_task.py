@@ -17,7 +17,7 @@ from kf_deberta.training.flags import parse_flags, training_arguments
 
 # Every number is a flag. Source: model card of upskyy/kf-deberta-multitask
 RECIPE = {
-    "num_epochs": 10,  # an epoch is one pass over KorSTS: 719 rounds
+    "num_epochs": 10,  # an epoch ends with the shorter pass: KorSTS, 719 rounds
     "nli_batch_size": 128,  # triplets per step, no text twice
     "sts_batch_size": 8,  # pairs per step
     "max_seq_length": 128,  # tokens per sentence
