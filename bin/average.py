@@ -91,7 +91,9 @@ def main() -> None:
     # 4. The best, in a folder that appears whole
     rows = list(zip(names, scores, strict=True))
     official = git_blob_id(dev_file) == BLOB_IDS["KorSTS/sts-dev.tsv"]
-    card = average_card(output.name, names[best], rows, dev_file.name, official)
+    folder = os.path.relpath(output) if output.resolve().is_relative_to(Path.cwd()) else output.name
+    trust = args.trust_remote_code
+    card = average_card(folder, names[best], rows, dev_file.name, official=official, trust=trust)
     with writing(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as work:
         unfinished = Path(work) / output.name
         save_model(model, unfinished)

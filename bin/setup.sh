@@ -41,9 +41,10 @@ train_once() {
         echo "error: $folder was begun with: $(cat "$folder/flags"); give these flags first, or delete that folder" >&2
         return 2
     fi
+    [ "$before" ] || { mkdir -p "$folder" && printf %s "$flags" >"$folder/flags"; }
     python "$@" --output_dir "$folder" ${before:+--resume "$before"} || status=$?
     run=$(newest_run "$folder")
-    if [ -z "$before" ] && [ "$run" ]; then printf %s "$flags" >"$folder/flags"; fi
+    [ "$status" != 0 ] || [ "$run" ] || exit 0 # that was --help
     return $status
 }
 

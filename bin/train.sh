@@ -40,7 +40,7 @@ train_best() {
 
 recipes=(sts nli multi_task)
 case "${1:-all}" in
-    best) [[ "${2:-}" =~ ^(-h|--help)$ ]] && exec "$0" --help; shift; train_best "$@"; exit ;; # no &&: it would switch -e off inside
+    best) [[ "${2:-}" =~ ^(-h|--help)$ ]] && exec bash "${BASH_SOURCE[0]}" --help; shift; train_best "$@"; exit ;; # no &&: it would switch -e off inside
     sts | nli | multi_task) recipes=("$1") && shift ;;
     all) shift $(($# > 0)) ;;
     -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;

@@ -323,7 +323,7 @@ def model_name(text: str) -> str:
 def is_hub_name(name: str) -> bool:
     """Tell whether the hub could have this name: the rule of huggingface_hub, which takes long to import."""
     allowed = re.fullmatch(r"(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", name, re.ASCII)
-    return allowed is not None and "--" not in name and ".." not in name
+    return allowed is not None and "--" not in name and ".." not in name and not name.endswith(".git")
 
 
 def check_model_name(name: str) -> None:

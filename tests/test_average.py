@@ -1,6 +1,7 @@
 """bin/average.py: the mean of weights is the mean, kept only where it is best on dev; models must be of one kind."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -65,8 +66,8 @@ def average(repo, dev):
 
 
 @pytest.mark.parametrize(("numbers", "kept"), [((0, 1), AVERAGE), ((0, 2), "middle")])
-def test_the_result_is_the_mean_or_the_best_single_model(average, folders, dev, tmp_path, numbers, kept):
-    chosen, output = [folders[number] for number in numbers], tmp_path / "result"
+def test_the_result_is_the_mean_or_the_best_single_model(average, folders, dev, tmp_path, numbers, kept, monkeypatch):
+    chosen, output = [folders[number] for number in numbers], tmp_path / "결과"
     result = average(*chosen, "--output_dir", output)
     assert result.returncode == 0, result.stderr
     facts = json.loads((output / "average.json").read_text())
@@ -83,6 +84,11 @@ def test_the_result_is_the_mean_or_the_best_single_model(average, folders, dev, 
         expected = mean.float() if kept == AVERAGE else states[1][name]
         assert torch.equal(tensor, expected), name
     assert not list(tmp_path.glob(".*"))
+    code = re.search(r"```python\n(.*?)```", (output / "README.md").read_text("utf-8"), re.S)[1]
+    monkeypatch.chdir(dev.parent)
+    names = {}
+    exec(code.replace('"결과"', repr(str(output))), names)
+    assert names["embeddings"].shape[0] == 2
 
 
 def test_models_of_another_kind_and_bad_places_are_refused(average, folders, tmp_path):

@@ -206,6 +206,7 @@ def test_names_are_checked_as_the_hub_checks_them():
         "a-",
         "a--b",
         "a..b",
+        "a/b.git",
         "a/b/c",
         "../x",
         "x" * 97,

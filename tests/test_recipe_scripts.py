@@ -231,6 +231,8 @@ def test_a_finished_run_is_complete_only_for_its_own_base_and_data(run_script, t
         result = run_script("training_sts.py", "--resume", run, "--model_name_or_path", base)
         assert result.returncode == status and message in result.stdout + result.stderr
     assert not (run / ".lock").exists()
+    elsewhere = run_script("training_sts.py", "--resume", run, cwd=tmp_path / "other")  # has a base of that name
+    assert elsewhere.returncode == 0 and "this run is complete" in elsewhere.stdout
     pushed = ["--push_to_hub", "--hub_model_id", "owner/name", "--trust_remote_code"]
     result = run_script("training_sts.py", "--resume", run, *pushed)
     assert result.returncode == 0 and f"hf upload owner/name {run} --exclude" in result.stdout

@@ -1,5 +1,6 @@
 """The mean of the weights of models that were trained from the same start: one model, no slower than each."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,20 +42,29 @@ def average_weights(models: Sequence[SentenceTransformer]) -> SentenceTransforme
     return models[0]
 
 
-def average_card(name: str, kept: str, scores: list[tuple[str, float]], data: str, official: bool) -> str:
-    """Markdown of the card of a model folder `name`.
+def average_card(
+    folder: str, kept: str, scores: list[tuple[str, float]], data: str, *, official: bool, trust: bool
+) -> str:
+    """Markdown of the card of a model folder.
 
     Args:
-        name: of the folder.
+        folder: its path, as code that loads it is to name it.
         kept: the one of `scores` that the folder holds.
         scores: each model, the average last, with its cosine Spearman x100 on `data`.
         data: name of the scored file.
         official: it is KorSTS' own, so the card passes the license of the data on.
+        trust: loading it takes Python code of its own.
     """
     environment = jinja2.Environment(keep_trailing_newline=True)
     environment.filters["plain"] = escape_markdown
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, kept=kept, scores=scores, data=data, official=official
+        name=Path(folder).name,
+        quoted=json.dumps(folder, ensure_ascii=False),
+        kept=kept,
+        scores=scores,
+        data=data,
+        official=official,
+        trust=trust,
     )
 
 

@@ -116,7 +116,7 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
         if not finished:
             print(f"{directory}: --{name} was {old}, is {value}: the same result to rounding", flush=True)
     if finished:
-        _check_files(directory, args, facts["content"])
+        _check_files(directory, args, facts["content"], sys.argv[1:])
         tidy(directory, finished=True)
         print(f"{directory}: this run is complete; start a new one without --resume, or delete it", flush=True)
         if args.push_to_hub and args.hub_model_id:
@@ -127,12 +127,13 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def _check_files(directory: Path, args: argparse.Namespace, content: dict[str, str]) -> None:
-    """Raise InputError where a file of the data set or the base is there, but is not what a finished run had."""
+def _check_files(directory: Path, args: argparse.Namespace, content: dict[str, str], words: list[str]) -> None:
+    """Raise InputError where the data set or base among `words` has a file that is not what a finished run had."""
+    typed = {word.split("=")[0] for word in words}  # a finished run's own directories are not recorded
     for name, blob_id in content.items():
-        of_base = name.startswith("base ")
-        path = Path(args.model_name_or_path if of_base else args.dataset_path) / name.removeprefix("base ")
-        if path.is_file() and git_blob_id(path) != blob_id:
+        flag = "model_name_or_path" if name.startswith("base ") else "dataset_path"
+        path = Path(getattr(args, flag)) / name.removeprefix("base ")
+        if f"--{flag}" in typed and path.is_file() and git_blob_id(path) != blob_id:
             raise InputError(f"{path}: not the file that {directory} was trained with; give another --output_dir")
 
 
