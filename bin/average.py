@@ -18,6 +18,7 @@ from kf_deberta.cli import (
     InputError,
     Parser,
     check_input_file,
+    check_trained,
     check_writable,
     count,
     file_path,
@@ -44,8 +45,7 @@ def main() -> None:
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise InputError("--model_name_or_path: give two or more different folders")
     for folder in folders:
-        if not (folder / "modules.json").is_file():
-            raise InputError(f"{folder}: no modules.json in it; give the folder of a sentence-embedding model")
+        check_trained(folder)
         run_file = folder / "training_arguments.json"
         if run_file.is_file() and read_json(run_file, {"status": str})["status"] != "finished":
             raise InputError(f"{folder}: this run is not finished; go on with it by --resume")

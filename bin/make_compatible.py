@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kf_deberta.cli import InputError, Parser, file_path, run, say
+from kf_deberta.cli import Parser, check_trained, file_path, run, say
 
 
 def main() -> None:
@@ -23,8 +23,7 @@ def main() -> None:
     add("--trust_remote_code", action="store_true", help="run Python code from that folder")
     args = parser.parse_args()
     directory = args.model_name_or_path
-    if not (directory / "modules.json").is_file():
-        raise InputError(f"{directory}: no modules.json in it; give the folder of a sentence-embedding model")
+    check_trained(directory)
 
     # 2. Load it as it is, write its files anew, put them in place
     say("loading libraries")  # 5 seconds and more

@@ -321,15 +321,26 @@ def model_name(text: str) -> str:
 
 
 def is_hub_name(name: str) -> bool:
-    """Tell whether the hub could have this name: the rule of huggingface_hub, which takes long to import."""
-    allowed = re.fullmatch(r"(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", name, re.ASCII)
-    return allowed is not None and "--" not in name and ".." not in name and not name.endswith(".git")
+    """Tell whether the hub could have a repository of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_model_name(name: str) -> None:
     """Raise InputError where `name` is no directory, and could be none of the hub's either."""
     if not Path(name).is_dir() and (Path(name).exists() or not is_hub_name(name)):
         raise InputError(f"{name}: not a model directory; give a directory or a hub name like owner/model")
+
+
+def check_trained(folder: Path) -> None:
+    """Raise InputError where `folder` is not that of a sentence-embedding model."""
+    if not (folder / "modules.json").is_file():
+        raise InputError(f"{folder}: no modules.json in it; give the folder of a sentence-embedding model")
 
 
 def file_path(text: str) -> Path:

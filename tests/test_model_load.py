@@ -198,6 +198,7 @@ def test_names_are_checked_as_the_hub_checks_them():
 
     from kf_deberta.cli import is_hub_name
 
+    accepted = []
     for name in (
         "owner/model",
         "klue-base",
@@ -219,3 +220,5 @@ def test_names_are_checked_as_the_hub_checks_them():
         except HFValidationError:
             valid = False
         assert is_hub_name(name) == valid, name
+        accepted += [name] * valid
+    assert accepted == ["owner/model", "klue-base", "a.b/c_d"]

@@ -100,15 +100,15 @@ def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.set_defaults(**_defaults(parser, facts["arguments"], directory / RUN_FILE))
     args = parser.parse_args()
     args.resume = str(directory)
+    # a finished run loads nothing any more; of an unfinished one open_run compares the content
+    unchecked = SAME_RESULT | ({"trust_remote_code"} if finished else BY_CONTENT)
     for name, value in _plain(args).items():
         old = facts["arguments"].get(name, parser.get_default(name))  # the flag may be newer than the run
         if isinstance(value, list) and isinstance(old, list):  # in any order
             value, old = sorted(value), sorted(old)
         if finished and name in BY_CONTENT:
             value = _without_directory(value)
-        if value == old or name in SAME_RESULT or (name in BY_CONTENT and not finished):  # open_run looks at content
-            continue
-        if finished and name == "trust_remote_code":  # nothing is loaded any more
+        if value == old or name in unchecked:
             continue
         if name not in SAME_TO_ROUNDING:
             remedy = "delete it or give another --output_dir" if finished else "give the flags that it was begun with"
