@@ -16,9 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
 import torch
-from onnxruntime.transformers.optimizer import optimize_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
@@ -26,8 +24,6 @@ from transformers import BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import speed_model as common
-from kf_deberta.export.graph import export_model
-from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
 
 TOKENS = 20
 
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
                 common.padded_batch(lengths, args.vocab, ids) for lengths in slices
             ],
         }
-        print(f"{common.machine(args)}, onnxruntime {onnxruntime.__version__}; {args.layers} layers.")
+        print(f"{common.machine(args)}; {args.layers} layers.")
         print(f"Sorted sentences: {source}.")
         for name, batches in workloads.items():
             steps = {variant: [partial(_encode, run, batches)] * args.rounds for variant, run in encoders.items()}
@@ -81,6 +77,13 @@ def _torch_embed(variant: common.Variant, args: argparse.Namespace, batch: dict[
 
 def _onnx_encoders(encoder: nn.Module, folder: Path, threads: int) -> dict[str, Callable]:
     """The graphs that bin/export_onnx.py writes, and what onnxruntime's own optimizer makes of the float32 one."""
+    import onnxruntime
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    from kf_deberta.export.graph import export_model
+    from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
+
+    print(f"onnxruntime {onnxruntime.__version__}")
     model = _as_sentence_transformer(encoder, folder)
     paths = {"ONNX, float32": folder / "float32.onnx", "ONNX, int8": folder / "int8.onnx"}
     export_model(model, paths["ONNX, float32"])
@@ -110,7 +113,7 @@ def _as_sentence_transformer(encoder: nn.Module, folder: Path) -> SentenceTransf
     return SentenceTransformer(modules=[transformer, Pooling(common.HIDDEN, pooling_mode="mean")], device="cpu")
 
 
-def _onnx_embed(session: onnxruntime.InferenceSession, batch: dict[str, Tensor]) -> np.ndarray:
+def _onnx_embed(session, batch: dict[str, Tensor]) -> np.ndarray:
     return session.run(["sentence_embedding"], {name: tensor.numpy() for name, tensor in batch.items()})[0]
 
 

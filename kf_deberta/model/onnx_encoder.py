@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
 from kf_deberta.cli import InputError, is_out_of_memory, one_line, progress
@@ -56,6 +55,8 @@ class OnnxEncoder:
         for file in (self.path, tokenizer_path):
             if not file.is_file():
                 raise InputError(f"{file}: no such file; write the graph and its tokenizer with bin/export_onnx.py")
+        import onnxruntime  # training and scoring without a graph do not need it
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # fatal errors only: what goes wrong is raised
