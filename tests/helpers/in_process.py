@@ -1,7 +1,6 @@
 """A script of the repository in this process, as `python SCRIPT ARGUMENTS`, without the seconds its imports take."""
 
 import runpy
-import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ REPO = Path(__file__).resolve().parents[2]
 
 def run_here(script: str, *arguments: object) -> int:
     """Run the script with these arguments; its output goes to pytest's capture. Returns the exit status."""
-    terminate = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(REPO / script), *map(str, arguments)])
         patch.setattr(sys, "path", [str((REPO / script).parent), *sys.path])
@@ -20,6 +18,4 @@ def run_here(script: str, *arguments: object) -> int:
             runpy.run_path(str(REPO / script), run_name="__main__")
         except SystemExit as stopped:
             return stopped.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, terminate)
     return 0
