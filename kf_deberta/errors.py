@@ -33,7 +33,7 @@ def run(main: Callable[[], int | None]) -> None:
     one of several processes. KF_DEBUG=1 in the environment shows the traceback above the line.
     """
     if sys.stdout is None:  # closed by the caller
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     with contextlib.suppress(AttributeError):  # not a text file, as in some notebooks
         sys.stdout.reconfigure(errors="replace")  # Hangul on a terminal that has none
     rank = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0
