@@ -6,7 +6,6 @@
     python bin/benchmark.py --model_name_or_path output/my-model --truncate_dims 768,256,64 --precision float32,int8
     python bin/benchmark.py --data korsts klue-sts sts17          # one table for each data set, and their average
     python bin/benchmark.py --data my.csv --columns text1,text2,similarity --scale 0,1
-    python bin/benchmark.py --results onnx.json other.json        # print the table again from saved results
     python bin/benchmark.py --published                           # the table of the READMEs, published rows alone
 
 A p-value is twice the smaller share of resamples in which the difference is at most, or at least, 0. Exit status 2
@@ -74,7 +73,6 @@ def parse_args() -> argparse.Namespace:
     add("--sts_dataset_path", type=file_path, default=DEFAULT_PATH / "KorSTS", help=korsts)
     add("--download", action="store_true", help="clone the data set to --sts_dataset_path, as is done for the default")
     add("--split", type=one_of("dev", "test"), help="file of that folder (default: test)")
-    add("--tsv", type=file_path, help="a TSV file of any name, as --data")
     names = "both sentences and the score in a file (default: sentence1,sentence2,score)"
     add("--columns", type=columns, metavar="A,B,SCORE", help=names)
     add("--scale", type=scale, metavar="LOW,HIGH", help="lowest and highest score in a file (default: 0,5)")
@@ -91,23 +89,21 @@ def parse_args() -> argparse.Namespace:
     add("--errors", type=number(int, least=0), default=0, help="list the N worst-ranked pairs")
     add("--plot", type=file_path, help="draw cosine on gold into a .png, .pdf or .svg file")
     add("--output", type=file_path, nargs="+", default=[], help="save the results as .json or .csv")
-    add("--results", type=file_path, nargs="+", default=[], help="print saved .json results again")
     add("--reproduces", metavar="NAME", help="hub name of the published row that a model of yours is to reach")
     add("--no_published", action="store_true", help="leave the published rows out")
     add("--published", action="store_true", help="print the published rows alone and stop")
     args = parser.parse_args()
     given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
-    for mode, wanted in (("published", ()), ("results", ("output", "no_published", "reproduces"))):
-        if mode in given and (others := [name for name in given if name not in (mode, *wanted)]):
-            raise InputError(f"--{mode} prints what was saved; leave out --{', --'.join(others)}")
+    if args.published and (others := [name for name in given if name != "published"]):
+        raise InputError(f"--published prints what was saved; leave out --{', --'.join(others)}")
     if args.revision and len(args.model_name_or_path) > 1:
         raise InputError(f"--revision {args.revision}: goes with one model; score the others in a call of their own")
     if 0 < (args.bootstrap or 0) < MIN_RESAMPLES:
         raise InputError(f"--bootstrap: must be 0, or {MIN_RESAMPLES} or more, not {args.bootstrap}")
-    files = [name for name in args.data if name not in ("korsts", *HUB_NAMES)] + [args.tsv] * (args.tsv is not None)
+    files = [name for name in args.data if name not in ("korsts", *HUB_NAMES)]
     if (args.columns or args.scale) and not files:
         raise InputError("--columns and --scale describe files; give one with --data")
-    if args.split and "korsts" not in (args.data or ["korsts" if args.tsv is None else ""]):
+    if args.split and "korsts" not in (args.data or ["korsts"]):
         raise InputError(f"--split {args.split} is of korsts; leave it out, or add korsts to --data")
     graphs = [name for name in args.model_name_or_path if name.endswith(".onnx")]
     if args.bf16 and graphs:
@@ -124,7 +120,7 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f"{path}: holds the pairs to score; give the result another name")
         if path is not None:
             check_writable(path.parent)
-    korsts = "korsts" in (args.data or ([] if args.tsv or args.results else ["korsts"]))
+    korsts = "korsts" in (args.data or ["korsts"])
     if korsts and args.sts_dataset_path.name == "KorSTS":
         check_data_set(args.sts_dataset_path.parent, args.download)
     return args
@@ -154,7 +150,7 @@ from kf_deberta.data.pairs import SCALE, Pairs, load_file, load_pairs
 from kf_deberta.evaluation.models import load_encoder
 from kf_deberta.evaluation.published import COMPARABLE_ROWS
 from kf_deberta.evaluation.report import errors_table, one_cell, published_table, report
-from kf_deberta.evaluation.results import Record, add_bootstrap, label, read_results, write_results
+from kf_deberta.evaluation.results import Record, add_bootstrap, label, write_results
 from kf_deberta.evaluation.scoring import check_gold, encode_pairs, pair_similarities, score, transform
 
 
@@ -167,18 +163,12 @@ def main() -> int:
         print(published_table())
         return 0
 
-    # 1. saved results need no model
-    if args.results:
-        records = read_results(args.results)
-        print(report(records, not args.no_published, args.reproduces))
-        return save(args.output, records)
-
-    # 2. the pairs and their gold scores (0..1)
+    # 1. the pairs and their gold scores (0..1)
     data = load_data(args)
     about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     about["versions"] = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES)
 
-    # 3. every model once; what is done is saved before the next one starts
+    # 2. every model once; what is done is saved before the next one starts
     results: list[tuple[Record, np.ndarray | None]] = []
     for name in args.model_name_or_path or [DEFAULT_MODEL]:
         results += score_model(name, args, data, about)
@@ -187,7 +177,7 @@ def main() -> int:
     if all(values is None for _, values in results):
         return INPUT_ERROR_STATUS
 
-    # 4. intervals and paired differences
+    # 3. intervals and paired differences
     for pairs in data:
         enough = args.bootstrap is not None or len(pairs.gold) >= MIN_BOOTSTRAP_ROWS
         if resamples := (RESAMPLES if args.bootstrap is None else args.bootstrap) if enough else 0:
@@ -196,7 +186,7 @@ def main() -> int:
     records = [record for record, _ in results]
     status = save(args.output, records)
 
-    # 5. the report
+    # 4. the report
     print(report(records, not args.no_published, args.reproduces))
     of = {pairs.blob_id: pairs for pairs in data}
     scored = [(record, values[0], of[record["blob_id"]]) for record, values in results if values is not None]
@@ -213,8 +203,8 @@ def main() -> int:
 
 def load_data(args: argparse.Namespace) -> list[Pairs]:
     """Load every data set that was asked for; InputError where one cannot be scored, before any model is loaded."""
-    data = [load_file(args.tsv, ".tsv", args.columns, args.scale or SCALE)] if args.tsv else []
-    for name in args.data or ([] if args.tsv else ["korsts"]):
+    data = []
+    for name in args.data or ["korsts"]:
         if name != "korsts":
             data.append(load_pairs(name, args.columns, args.scale or SCALE))
             continue

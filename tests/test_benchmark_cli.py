@@ -1,4 +1,4 @@
-"""bin/benchmark.py as a user runs it: several models of which some fail, saved results printed again, bad input."""
+"""bin/benchmark.py as a user runs it: several models of which some fail, bad input."""
 
 import csv
 import json
@@ -100,12 +100,6 @@ def test_errors_and_plot(full_run, toy_base):
     assert not list((directory / "plots").glob(".*"))
 
 
-def test_saved_results_print_the_same_report(full_run, capsys):
-    directory, result = full_run
-    assert run_benchmark("--results", directory / "all.json") == 2  # rows without figures are in it
-    assert capsys.readouterr().out.strip() == result.stdout.split("\n\nPairs that")[0].strip()
-
-
 def test_published_model_by_its_hub_name(kor_nlu, toy_base, run_script, tmp_path):
     """The default model and path, served from a hub cache that holds the toy model under the published name."""
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -133,15 +127,12 @@ def test_published_model_by_its_hub_name(kor_nlu, toy_base, run_script, tmp_path
         (["--bootstrap", "100"], HEADER + "g\tf\ty\t1\t2\t가\t나\ng\tf\ty\t1\t3\t다\t나\n", "--bootstrap needs 10"),
         (["--bootstrap", "7"], HEADER, "--bootstrap: must be 0, or 100 or more, not 7"),
         (["--output", "results.txt"], HEADER, "results.txt: the name must end with .json or .csv"),
-        (["--results", "pairs.tsv"], HEADER, "pairs.tsv: no readable results"),
-        (["--results", "a.json", "--errors", "3"], HEADER, "--results prints what was saved"),
     ],
 )
 def test_bad_input_is_one_line(arguments, content, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.tsv").write_text(content, encoding="utf-8")
-    data = [] if "--results" in arguments else ["--tsv", "pairs.tsv"]
-    status = run_benchmark(*data, *arguments)
+    status = run_benchmark("--data", "pairs.tsv", *arguments)
     captured = capsys.readouterr()
     assert status == 2 and captured.out == ""
     assert message in captured.err and captured.err.count("\n") == 1

@@ -1,14 +1,11 @@
-"""The report on hand-made records: bold, published rows, verdicts, intervals, and result files that do not fit."""
-
-import json
+"""The report on hand-made records: bold, published rows, verdicts, intervals."""
 
 import numpy as np
 import pytest
 
-from kf_deberta.cli import InputError
 from kf_deberta.evaluation.published import COMPARABLE_ROWS, PUBLISHED_ROWS, find_published
 from kf_deberta.evaluation.report import errors_table, markdown, published_table, report
-from kf_deberta.evaluation.results import add_bootstrap, read_results, write_results
+from kf_deberta.evaluation.results import add_bootstrap
 from kf_deberta.evaluation.scoring import FIGURES, score
 
 OFFICIAL_TEST = "d2a7c958d520ed84402c0042142a60d9a18ee3e4"
@@ -129,59 +126,3 @@ def test_cells_cannot_break_the_table():
     assert markdown(["model"], [['\x1b[31m<img "x">\x9b\ud800']]).splitlines()[2] == '| [31m&lt;img "x"> |'
     text = report([make_record("evil|\n\x1b]0;<b>", data="a\nb|<c>.tsv")])
     assert "\x1b" not in text and "<" not in text and text.startswith(r"a b\|&lt;c>.tsv: 1,379 pairs")
-
-
-def test_results_survive_a_file_and_mix_only_on_equal_data(tmp_path):
-    first, second, other = (tmp_path / f"{name}.json" for name in ("first", "second", "other"))
-    records = [
-        make_record('가, "x" \udcff', list(np.random.default_rng(0).random(8) * 100), dimensions=64, extra=None)
-    ]
-    write_results(first, records)
-    write_results(second, [make_record("b"), make_record("c", error="failed, badly")])
-    assert read_results([first]) == records
-    first.write_bytes(b"\xef\xbb\xbf" + first.read_bytes())  # as an editor may save it
-    assert [record["model"] for record in read_results([first, second])] == ['가, "x" \udcff', "b", "c"]
-    write_results(other, [make_record("d", blob_id="0" * 40, data="sts-dev.tsv")])
-    with pytest.raises(InputError, match=r"other.*scored on sts-dev\.tsv, but .*first.* on sts-test\.tsv"):
-        read_results([first, other])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in (first, second, other))
-
-
-BOOTSTRAPPED = {"resamples": 100, "seed": 0} | {f"{name}_{end}": 0.5 for name in FIGURES for end in ("low", "high")}
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("", "Expecting value"),
-        ("{}", "not a list of result records"),
-        ("[]", "not a list of result records"),
-        ("[1]", "record 1 is not an object"),
-        ("[" * 100_000, "maximum recursion depth"),
-        ("[" + "9" * 5000 + "]", "4300 digits"),
-        ([{"model": "a"}], "record 1 has no precision"),
-        ([make_record(), make_record(rows="1379")], "record 2: rows is '1379', not a whole number"),
-        ([make_record(rows=True)], "record 1: rows is True, not a whole number"),
-        ([make_record(seed=-1, **{"resamples": 10})], "record 1 has no cosine_pearson_low"),
-        ([make_record(**BOOTSTRAPPED | {"seed": 2**70})], "record 1: seed is 1180591620717411303424, not"),
-        ([make_record(**BOOTSTRAPPED | {"dot_pearson_low": "x"})], "record 1: dot_pearson_low is 'x', not"),
-        ([make_record(**BOOTSTRAPPED, compared_with=["a"])], "record 1 has no cosine_pearson_difference"),
-        ([make_record(model=["a"])], "record 1: model is ['a'], not text"),
-        ([make_record(model="")], "record 1: model is '', not text"),
-        ([make_record(blob_id=None)], "record 1: blob_id is None, not text"),
-        ([make_record(error={})], "record 1: error is {}, not text"),
-        ([make_record(dimensions=1.5)], "record 1: dimensions is 1.5, not a whole number"),
-        ([make_record(settings=7)], "record 1: settings is 7, not text"),
-        ([make_record(dot_pearson=None)], "record 1: dot_pearson is None, not a number"),
-        ([make_record(dot_pearson=10**400)], "record 1: dot_pearson is 1000"),
-        (json.dumps([make_record()]).replace("0.8", "1e999"), "record 1: cosine_pearson is inf, not a number"),
-        (json.dumps([make_record()]).replace("0.8", "NaN"), "record 1: cosine_pearson is nan, not a number"),
-    ],
-)
-def test_damaged_results_are_one_line_that_names_the_key(content, reason, tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(InputError, match=r"results\.json: no readable results") as error:
-        read_results([path])
-    assert reason in str(error.value) and "\n" not in str(error.value)
-    assert len(str(error.value)) < len(str(path)) + 300
