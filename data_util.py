@@ -1,61 +1,57 @@
-"""KorNLI and KorSTS as training data: every malformed row is located, and only seed and content decide the triplets.
-
-Files are tab separated with one header line, UTF-8, and no quoting: a `"` is a character of the text, and only "\\n"
-or "\\r\\n" ends a line. Extra columns and any column order are fine.
-
-Usage, to compare a copy of the data set with the official one, file by file:
+"""KorNLI and KorSTS as training data.
 
     python data_util.py --verify kor-nlu-datasets
+
+compares every file of a data set with the official one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from kf_deberta.cli import InputError, Parser, file_path, run, say
-from kf_deberta.data.official import verify
-from kf_deberta.data.pairs import load_file
-from kf_deberta.data.tsv import raise_if_malformed, read_tsv, shorten
+from kf_deberta.data.official import git_blob_id, not_official, verify
+from kf_deberta.data.tsv import PAIR_COLUMNS, check_pairs, raise_if_malformed, read_rows, shorten
+from kf_deberta.errors import InputError, run, say
+from kf_deberta.flags import Parser, file_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
-_told: set[Path] = set()  # files whose number of rows was warned of: once a process is enough
-
 LABELS = ("entailment", "contradiction", "neutral")
-CHUNK_ROWS = 100_000  # rows of one piece of the result; changes no result
+NLI_SCHEMA = pa.schema({"sentence1": pa.string(), "sentence2": pa.string(), "gold_label": pa.int64()})
+CHUNK_ROWS = 100_000  # bounds the memory for Python's strings; changes no result
 
 
 def load_kor_sts(path: str | Path) -> Dataset:
-    """Load KorSTS pairs in the order of the file.
+    """Load KorSTS pairs from a TSV file with columns sentence1, sentence2 and score (0 to 5), in its order.
 
-    Args:
-        path: a TSV file with columns sentence1, sentence2 and score (0 to 5).
-
-    Returns:
-        A data set with columns sentence1, sentence2 (texts as they are) and score (float, 0 to 1: a fifth of the
-        file's). A file with an official name but another number of rows is loaded with a warning.
-
-    Raises:
-        InputError: the file cannot be read, has no rows, or has malformed rows (the first five are named).
+    Returns a data set with columns sentence1, sentence2 (texts as they are) and score (float, 0 to 1). InputError if
+    there are no rows, malformed rows (the first five are named), or only scores up to 1.
     """
-    path = Path(path)
-    pairs = load_file(path)
-    if pairs.note and path not in _told:
-        _told.add(path)
-        logger.warning(f"{path}: {pairs.note}")
-    say(f"{path}: {len(pairs.gold):,} pairs")
-    texts = {"sentence1": pa.array(pairs.sentences1), "sentence2": pa.array(pairs.sentences2)}
-    return _as_dataset(pa.table({**texts, "score": pa.array(pairs.gold)}))
+    from datasets import Dataset  # a second to import, which --help does not need
+
+    path, problems = Path(path), {}
+    data = check_pairs(path, read_rows(path, PAIR_COLUMNS, problems), problems)
+    if (highest := 5 * max(data["score"])) <= 1:
+        raise InputError(f"{path}: the highest score is {highest:g}; give scores from 0 to 5, as KorSTS has them")
+    note = not_official(path, len(data["score"]))
+    say(f"{path}: {len(data['score']):,} pairs{f'; {note}' if note else ''}")
+    return Dataset.from_dict(data)
+
+
+def say_overlap(train: Dataset, other: Dataset, name: str) -> None:
+    """Say how many pairs of `other`, which is called `name`, are training pairs, their two sentences in any order."""
+    columns = ((data["sentence1"], data["sentence2"]) for data in (train, other))
+    known, pairs = (list(map(frozenset, zip(*both, strict=True))) for both in columns)
+    if count := sum(map(set(known).__contains__, pairs)):
+        say(f"{name}: {count} of its {len(pairs):,} pairs are training pairs, too")
 
 
 def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
@@ -66,41 +62,37 @@ def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
     number is fixed; only the partners are drawn, uniformly from the distinct ones and anew for each triplet.
 
     Args:
-        paths: TSV files with columns sentence1, sentence2 and gold_label (entailment, contradiction or neutral),
-            taken one by one in the order of their names, whatever order is given.
+        paths: TSV files with columns sentence1, sentence2 and gold_label, read one by one in the order of their names.
         seed: seed of the draws, 0 or larger.
 
-    Returns:
-        A data set of stripped texts with columns anchor, positive, negative. For each file, sentences in the order in
-        which sentence1 and then sentence2 first shows them, the two triplets of a sentence side by side.
-
-    Raises:
-        InputError: a file cannot be read or has malformed rows (the first five are named), or there is no triplet.
+    Returns a data set of stripped texts with columns anchor, positive, negative: for each file, sentences in the order
+    in which sentence1 and then sentence2 first shows them, the two triplets of a sentence side by side. InputError if
+    a file has malformed rows (the first five are named), or there is no triplet.
     """
     paths = sorted(map(Path, paths), key=lambda path: (path.name, str(path)))
-    generator = np.random.default_rng(seed)
-    chunks = []
+    generator, tables, content = np.random.default_rng(seed), [], f"triplets {seed}"
     for path in paths:
         say(f"loading {path}")
-        chunks += _triplets_of_file(path, generator)
-    if not chunks:
-        raise InputError(
-            f"{', '.join(map(str, paths))}: no triplet, as no sentence has both an entailment and a contradiction "
-            "row; give a KorNLI train file in which sentences have both"
-        )
-    triplets = pa.concat_tables(chunks)
+        tables += _triplets_of_file(path, generator)
+        content += git_blob_id(path)
+    if not tables:
+        reason = "no triplet, as no sentence has both an entailment and a contradiction row"
+        raise InputError(f"{', '.join(map(str, paths))}: {reason}; give a KorNLI train file in which sentences do")
+    triplets = pa.concat_tables(tables)
     say(f"KorNLI: {len(triplets):,} triplets from {len(paths)} file{'s' * (len(paths) > 1)}")
-    return _as_dataset(triplets)
+    from datasets import Dataset
+
+    # the fingerprint that Dataset makes itself pickles the whole table
+    return Dataset(triplets, fingerprint=hashlib.sha1(content.encode()).hexdigest()[:16])
 
 
 def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:
-    """Return <dataset_path>/KorNLI/*train.ko.tsv in sorted order; InputError when there is none."""
+    """Return <dataset_path>/KorNLI/*train.ko.tsv in sorted order; InputError if there is none."""
     folder = Path(dataset_path) / "KorNLI"
-    paths = sorted(folder.glob("*train.ko.tsv"))
+    paths = sorted(path for path in folder.glob("*train.ko.tsv") if not path.name.startswith("."))  # ._ of macOS
     if not paths:
-        raise InputError(
-            f"{folder}: no KorNLI train file (*train.ko.tsv); give the folder that holds KorNLI/ and KorSTS/"
-        )
+        reason = "no KorNLI train file (*train.ko.tsv)"
+        raise InputError(f"{folder}: {reason}; give the directory that holds KorNLI/ and KorSTS/")
     return paths
 
 
@@ -111,19 +103,14 @@ def _triplets_of_file(path: Path, generator: np.random.Generator) -> list[pa.Tab
     # A directed pair as one number, sentence * len(texts) + partner: sorting groups the partners of each sentence.
     pairs = np.concatenate((premises * len(texts) + hypotheses, hypotheses * len(texts) + premises))
     labels = np.concatenate((labels, labels))
-    entailed = _Partners(pairs[labels == LABELS.index("entailment")], len(texts))
-    contradicting = _Partners(pairs[labels == LABELS.index("contradiction")], len(texts))
+    entailed, contradicting = (_Partners(pairs[labels == label], len(texts)) for label in (0, 1))
     anchors = np.flatnonzero((entailed.counts > 0) & (contradicting.counts > 0))
     forward = (anchors, entailed.draw(anchors, generator), contradicting.draw(anchors, generator))
     backward = (entailed.draw(anchors, generator), anchors, contradicting.draw(anchors, generator))
     triplets = np.array((forward, backward)).transpose(2, 0, 1).reshape(-1, 3)  # both of a sentence side by side
-    return [
-        pa.table(
-            [texts.take(pa.array(codes)).cast(pa.string()) for codes in chunk.T],
-            names=["anchor", "positive", "negative"],
-        )
-        for chunk in (triplets[i : i + CHUNK_ROWS] for i in range(0, len(triplets), CHUNK_ROWS))
-    ]
+    chunks = (triplets[start : start + CHUNK_ROWS].T for start in range(0, len(triplets), CHUNK_ROWS))
+    names = ["anchor", "positive", "negative"]
+    return [pa.table([texts.take(pa.array(codes)) for codes in chunk], names) for chunk in chunks]
 
 
 class _Partners:
@@ -139,45 +126,41 @@ class _Partners:
 
 
 def _read_kor_nli(path: Path) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct stripped texts and, for every row that is not neutral, the codes of its texts and label."""
-    table, problems = read_tsv(path, ("sentence1", "sentence2", "gold_label"), strip=True)
-    labels = pc.index_in(table["gold_label"], value_set=pa.array(LABELS, pa.large_string())).fill_null(-1).to_numpy()
-    for row in np.flatnonzero(labels < 0):
-        label = shorten(table["gold_label"][row].as_py())
-        problems[table["line"][row].as_py()] = f"unknown label {label}, must be {', '.join(LABELS)}"
+    """Return the distinct texts of a file and, for every row that is not neutral, the codes of its texts and label."""
+    problems, tables = {}, [NLI_SCHEMA.empty_table()]
+    rows = _used_rows(path, problems)
+    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        columns = dict(zip(NLI_SCHEMA.names, zip(*chunk, strict=True), strict=True))
+        tables.append(pa.Table.from_pydict(columns, NLI_SCHEMA))
     raise_if_malformed(path, problems)
-    say(f"{path}: {len(table):,} rows")
-    is_empty = pc.or_(pc.equal(table["sentence1"], ""), pc.equal(table["sentence2"], ""))
-    if empty := table["line"].filter(is_empty).to_pylist():  # kept: the published triplets are made of all rows
-        logger.warning(f"{path}:{empty[0]}: an empty sentence, in {len(empty):,} rows of this file; used as it is")
-    is_used = labels != LABELS.index("neutral")  # a neutral row gives no partner
-    table, labels = table.filter(pa.array(is_used)), labels[is_used]
     pa.default_memory_pool().release_unused()  # what reading has freed, before encoding takes as much
-    texts = pa.chunked_array(table["sentence1"].chunks + table["sentence2"].chunks, pa.large_string())
+    table = pa.concat_tables(tables)
+    texts = pa.chunked_array(table["sentence1"].chunks + table["sentence2"].chunks)
     encoded = texts.dictionary_encode().combine_chunks()
     codes = encoded.indices.to_numpy().astype(np.int64)
-    return encoded.dictionary, codes[: len(table)], codes[len(table) :], labels
+    return encoded.dictionary, codes[: len(table)], codes[len(table) :], table["gold_label"].to_numpy()
 
 
-def _as_dataset(table: pa.Table) -> Dataset:
-    """Wrap a table under a fingerprint of its content (the one Dataset makes itself pickles the whole table)."""
-    from datasets import Dataset  # a second to import, which --help does not need
-
-    digest = hashlib.sha1(str(table.schema).encode())
-    for column in table.columns:
-        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
-            digest.update(buffer)
-    return Dataset(table, fingerprint=digest.hexdigest()[:16])
+def _used_rows(path: Path, problems: dict[int, str]) -> Iterator[tuple[str, str, int]]:
+    """Yield the stripped sentences and the label's index of all rows but neutral ones, which give no partner."""
+    for line, (sentence1, sentence2, label) in read_rows(path, NLI_SCHEMA.names, problems):
+        if (label := label.strip()) not in LABELS:
+            problems[line] = f"unknown label {shorten(label)}, must be {', '.join(LABELS)}"
+        elif label != "neutral":
+            yield sentence1.strip(), sentence2.strip(), LABELS.index(label)
 
 
 def main() -> int:
-    """Print one line for each file of the data set; 0 when all are the official ones, else 2."""
+    """Print one line for each file of the data set; 0 if all are the official ones, else 2."""
     parser = Parser(__doc__)
-    parser.add_argument("--verify", type=file_path, required=True, help="folder that holds KorNLI/ and KorSTS/")
+    parser.add_argument("--verify", type=file_path, required=True, help="directory that holds KorNLI/ and KorSTS/")
     results = verify(parser.parse_args().verify)
     for name, result in results.items():
         print(f"{name}: {result}")
-    return 0 if set(results.values()) == {"ok"} else 2
+    differ, missing = (sum(text.startswith(kind) for text in results.values()) for kind in ("differs", "missing"))
+    verdict = f"not the official data set: {differ} files differ, {missing} are missing"
+    print(verdict if differ or missing else "the official data set")
+    return 2 if differ or missing else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,22 @@
-"""The official KorNLI and KorSTS files: how many rows they have, and which content git knows them by."""
+"""The official KorNLI and KorSTS files: what git knows them by, and a clone of them in which every file is checked."""
 
 import hashlib
+import os
+import subprocess
+import tempfile
 from pathlib import Path
 
+from kf_deberta.errors import InputError, say
+
+URL = "https://github.com/kakaobrain/kor-nlu-datasets"  # environment variable KOR_NLU_DATASETS_URL overrides it
+COMMIT = "0df0fe7d496eb61b092e022e238c2230b29f1cbc"
+LICENSE = "CC BY-SA 4.0"
+DEFAULT_PATH = Path("kor-nlu-datasets")
+REACH_SECONDS = 10  # git itself would wait for minutes for a server that does not answer
+# a transfer that stalls for half a minute ends; line ends stay as committed, or no file would verify on Windows
+GIT = ("git", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30", "-c", "core.autocrlf=false")
 KOR_STS_ROWS = {"sts-train.tsv": 5749, "sts-dev.tsv": 1500, "sts-test.tsv": 1379}
-# git blob ids in github.com/kakaobrain/kor-nlu-datasets at 0df0fe7d496eb61b092e022e238c2230b29f1cbc
-BLOB_IDS = {
+BLOB_IDS = {  # git's ids of the files at COMMIT
     "KorSTS/sts-train.tsv": "91fc16190dd0102a3cad2f0abf83317703438869",
     "KorSTS/sts-dev.tsv": "3686d9394fa63bcfd6b1bc7c70a60b1dfe08d388",
     "KorSTS/sts-test.tsv": "d2a7c958d520ed84402c0042142a60d9a18ee3e4",
@@ -25,13 +36,76 @@ def git_blob_id(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verify(dataset_path: str | Path) -> dict[str, str]:
+def verify(root: Path) -> dict[str, str]:
     """Compare a copy of the data set with the official one: {file: "ok", "missing" or "differs (...)"}."""
     results = {}
     for name, official in BLOB_IDS.items():
-        path = Path(dataset_path) / name
-        found = git_blob_id(path) if path.is_file() else None
-        results[name] = {None: "missing", official: "ok"}.get(
-            found, f"differs (git blob {found}, official {official})"
-        )
+        found = git_blob_id(root / name) if (root / name).is_file() else None
+        known = {None: "missing", official: "ok"}
+        results[name] = known.get(found, f"differs (git blob {found}, official {official})")
     return results
+
+
+def not_official(path: Path, rows: int) -> str:
+    """Say that a file with an official name has another number of rows; "" if it has that, or another name."""
+    official = KOR_STS_ROWS.get(path.name, rows)
+    text = f"not the official KorSTS file of {official:,} pairs, so its figures compare with no published ones"
+    return "" if rows == official else text
+
+
+def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
+    """Clone the data set (KorNLI/ and KorSTS/, about 160 MB) to `path`, unless something is there already.
+
+    What is at `path` is neither checked nor changed; an empty directory, as docker makes it for a missing mount, is
+    filled. The data set appears there whole, or not at all. Several processes may do this: the first one wins.
+
+    Raises:
+        InputError: `path` is neither DEFAULT_PATH nor to be filled by `download`, so that a typo is told; git is
+            missing, the server does not answer, or the clone does not hold the official files.
+    """
+    is_empty = path.is_dir() and all(child.name.startswith(".") for child in path.iterdir())
+    if os.path.lexists(path) and not is_empty:
+        return
+    if not download and path != DEFAULT_PATH:
+        remedy = "give the directory of KorNLI/ and KorSTS/, or add --download to clone the data there"
+        raise InputError(f"{path}: {'empty' if is_empty else 'no such'} directory; {remedy}")
+    url = os.environ.get("KOR_NLU_DATASETS_URL") or URL
+    say(f"cloning {url} ({LICENSE}, commit {COMMIT}) into {path}")
+    existing = path if is_empty else next(parent for parent in path.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".kor-nlu-datasets-", dir=existing, ignore_cleanup_errors=True) as folder:
+        clone = Path(folder, "clone")
+        _git(url, path, "ls-remote", "--", url, "HEAD", timeout=REACH_SECONDS)
+        _git(url, path, "clone", "--progress", "--no-checkout", "--", url, str(clone), stderr=None)
+        _git(url, path, "-C", str(clone), "checkout", "--quiet", "--detach", COMMIT)
+        if wrong := [f"{name} {result}" for name, result in verify(clone).items() if result != "ok"]:
+            raise InputError(f"{url}: not the official files: {', '.join(wrong)}; use {URL}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            for part in clone.iterdir() if is_empty else [clone]:  # an empty directory may be a mount: it must stay
+                part.rename(path / part.name if is_empty else path)
+        except OSError:
+            if not (path / "KorSTS").is_dir():  # else another process was faster
+                raise
+    say(f"{path}: all files verified")
+
+
+def _git(url: str, path: Path, *arguments: str, timeout: int | None = None, stderr: int | None = subprocess.PIPE):
+    """Run git without a question to the user; InputError with its last error and the ways out."""
+    # set in a git hook, they would lead git to the hook's own repository
+    environment = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE")}
+    options = {"env": environment | {"GIT_TERMINAL_PROMPT": "0"}, "stdin": subprocess.DEVNULL, "timeout": timeout}
+    try:
+        done = subprocess.run(
+            [*GIT, *arguments], stdout=subprocess.DEVNULL, stderr=stderr, errors="replace", **options
+        )
+    except FileNotFoundError:
+        reason = "git is not installed"
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {timeout} seconds"
+    else:
+        if done.returncode == 0:
+            return
+        lines = [line for line in (done.stderr or "").splitlines() if line.startswith(("fatal:", "error:"))]
+        reason = lines[-1] if lines else "git gives the reason above"
+    ways_out = "connect to the internet, set KOR_NLU_DATASETS_URL to a mirror"
+    raise InputError(f"{url}: cannot be cloned ({reason}); {ways_out}, or put KorNLI/ and KorSTS/ into {path}")

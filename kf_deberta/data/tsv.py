@@ -1,106 +1,133 @@
-"""Read tab-separated text exactly, with the file and line number of everything malformed.
+"""Read text files exactly: rows of a table with the file and line of everything malformed, and plain sentences.
 
-What loads equals a plain reading: split the text at "\\n" (dropping one "\\r" before it), split each line at tabs.
-There is no quoting, and no other character ends a line (csv readers also stop at a lone "\\r").
+A TSV file is UTF-8 with one header line and no quoting: a `"` is a character of the text, and only "\\n" or "\\r\\n"
+ends a line. Decomposed Hangul (NFD, as macOS writes it), which tokenizers do not know, is composed to syllables.
 """
 
+import functools
+import operator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
-from kf_deberta.cli import InputError, check_input_file
-from kf_deberta.data.text import compose_hangul, say_composed
+from kf_deberta.errors import InputError, say
 
-CHUNK_ROWS = 100_000  # bounds the memory for Python's strings; changes no result
+PAIR_COLUMNS = ("sentence1", "sentence2", "score")
+SCALE = (0.0, 5.0)
 SHOWN_PROBLEMS = 5
+NOT_UTF8 = "not UTF-8, perhaps CP949; save the file as UTF-8 text"
+# a syllable or a leading consonant, and the vowel or final consonant that belongs to it
+_DECOMPOSED = re.compile("[\u1100-\u1112\uac00-\ud7a3][\u1161-\u1175\u11a8-\u11c2]+")
+_say_once = functools.cache(say)
 
 
-def read_tsv(path: Path, columns: tuple[str, ...], *, strip: bool = False) -> tuple[pa.Table, dict[int, str]]:
-    """Read the named columns of a UTF-8 TSV file whose first line is a header; blank lines are no rows.
+def compose_hangul(text: str, source: object) -> str:
+    """Compose decomposed syllables and change nothing else; said once for each `source`."""
+    composed = _DECOMPOSED.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
+    if composed != text:
+        _say_once(f"{source}: decomposed Hangul (NFD) is composed")
+    return composed
 
-    Args:
-        path: the file.
-        columns: names that the header must hold, in any order; other columns are left out.
-        strip: strip every text as str.strip does.
 
-    Returns:
-        A table of the well-formed rows in file order, the columns as large_string and "line" (int64, the header is
-        line 1), and the malformed lines: {line: what is wrong}. Decomposed Hangul is composed.
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file; InputError names the line that is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return compose_hangul(content.decode("utf-8-sig"), path)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: {NOT_UTF8}") from error
 
-    Raises:
-        InputError: the file cannot be read or is empty, or a column is missing.
+
+def read_sentences(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file that are not blank, stripped; InputError if there is none."""
+    sentences = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not sentences:
+        raise InputError(f"{path}: no sentence in it; write one per line")
+    return sentences
+
+
+def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield the line number and the values of `columns` of every row of a TSV file; blank lines are no rows.
+
+    Malformed rows are added to `problems`, {line: what is wrong}. InputError if the header lacks one of `columns`.
     """
-    check_input_file(path)
-    chunks, rows, lines, problems, composed = [], [], [], {}, 0
-    with open(path, "rb") as file:
-        header = _parse_header(path, file.readline(), columns)
-        for line, raw in enumerate(file, start=2):
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-            try:
-                fields = raw.decode().split("\t")
-            except UnicodeDecodeError as error:
-                problems[line] = f"not UTF-8 ({error.reason})"
-                continue
-            if not raw:
-                continue
-            if b"\0" in raw:
-                problems[line] = "a NUL byte in the text"
-            elif len(fields) != len(header):
-                problems[line] = f"{len(fields)} columns, the header has {len(header)}"
-            else:
+
+    def split() -> Iterator[tuple[int, list[str]]]:
+        with open(path, "rb") as file:
+            yield 1, file.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
+            for line, raw in enumerate(file, start=2):
+                try:
+                    text = raw.removesuffix(b"\n").removesuffix(b"\r").decode()
+                except UnicodeDecodeError:
+                    problems[line] = NOT_UTF8
+                    continue
                 if b"\xe1" in raw:  # the first byte of every conjoining jamo
-                    as_read, fields = fields, list(map(compose_hangul, fields))
-                    composed += sum(map(str.__ne__, as_read, fields))
-                rows.append(fields)
-                lines.append(line)
-                if len(rows) == CHUNK_ROWS:
-                    chunks.append(_table(rows, lines, header, columns))
-                    rows, lines = [], []
-    say_composed(composed, path)
-    table = pa.concat_tables([*chunks, _table(rows, lines, header, columns)])
-    if strip:
-        for name in columns:
-            table = table.set_column(table.column_names.index(name), name, pc.utf8_trim_whitespace(table[name]))
-    return table, problems
+                    text = compose_hangul(text, path)
+                if text:
+                    yield line, text.split("\t")
+
+    return select(path, split(), columns, problems)
 
 
-def _table(rows: list[list[str]], lines: list[int], header: list[str], columns: tuple[str, ...]) -> pa.Table:
-    arrays = {}
+def select(
+    path: Path, rows: Iterator[tuple[int, list]], columns: Sequence[str], problems: dict[int, str]
+) -> Iterator[tuple[int, tuple]]:
+    """Yield the numbers and the values of `columns` of numbered rows, of which the first is the header."""
+    line, header = next(rows, (1, []))
     for name in columns:
-        index = header.index(name)
-        arrays[name] = pa.array([row[index] for row in rows], pa.large_string())
-    return pa.table(arrays | {"line": pa.array(lines, pa.int64())})
+        if header.count(name) != 1:
+            wrong = "more than one column" if name in header else "no column"
+            raise InputError(
+                f"{path}:{line}: {wrong} {name} in {shorten(', '.join(header), 80)}; "
+                f"give a file with the columns {', '.join(columns)}"
+            )
+    pick = operator.itemgetter(*map(header.index, columns))
+    for line, fields in rows:
+        if len(fields) == len(header):
+            yield line, pick(fields)
+        else:
+            problems[line] = f"{len(fields)} columns, the header has {len(header)}"
 
 
-def raise_if_malformed(path: Path, problems: dict[int, str]) -> None:
-    """Raise one InputError for {line: what is wrong}: the first lines in full, and how many there are in all."""
-    if not problems:
-        return
-    first, *others = [f"{path}:{line}: {problems[line]}" for line in sorted(problems)[:SHOWN_PROBLEMS]]
-    total, them = ("1 malformed row", "it") if len(problems) == 1 else (f"{len(problems):,} malformed rows", "them")
-    remedy = f"({total} in this file; correct or remove {them}, or use the official file)"
-    raise InputError("\n  ".join((f"{first} {remedy}", *others)))
+def check_pairs(
+    where: object, rows: Iterable[tuple[int, Sequence]], problems: dict[int, str], scale: tuple[float, float] = SCALE
+) -> dict[str, list[str] | np.ndarray]:
+    """Return the columns sentence1, sentence2 and score of numbered rows; the ends of `scale` become scores 0 and 1.
+
+    InputError if there are `problems`, malformed rows, or no rows.
+    """
+    (low, high), pairs = scale, []
+    for line, (first, second, score) in rows:
+        text = str(score)
+        try:
+            value = float(text) if text.isascii() and "_" not in text else np.nan
+        except ValueError:
+            value = np.nan
+        if not min(scale) <= value <= max(scale):  # NaN too
+            problems[line] = f"score {shorten(text)} is not a number from {min(scale):g} to {max(scale):g}"
+        for name, sentence in (("second", second), ("first", first)):
+            if not isinstance(sentence, str) or not sentence.strip():
+                problems[line] = f"the {name} sentence is empty or no text"
+        pairs.append((first, second, (value - low) / (high - low)))
+    raise_if_malformed(where, problems)
+    if not pairs:
+        raise InputError(f"{where}: no rows; give a file with sentence pairs")
+    sentences1, sentences2, scores = map(list, zip(*pairs, strict=True))
+    return {"sentence1": sentences1, "sentence2": sentences2, "score": np.array(scores)}
+
+
+def raise_if_malformed(where: object, problems: dict[int, str]) -> None:
+    """Raise InputError for {line: what is wrong}, if there is any: the first five lines, and how many there are."""
+    if problems:
+        first, *others = [f"{where}:{line}: {problems[line]}" for line in sorted(problems)[:SHOWN_PROBLEMS]]
+        remedy = f"({len(problems):,} malformed row{'s' * (len(problems) > 1)}; correct or remove every such row)"
+        raise InputError("\n  ".join((f"{first} {remedy}", *others)))
 
 
 def shorten(text: str, length: int = 40) -> str:
-    """Quote text for an error message, on one line, cut to `length` characters."""
+    """Quote text for an error message, on one line of `length` characters."""
     return repr(text if len(text) <= length else text[: length - 1] + "…")
-
-
-def _parse_header(path: Path, line: bytes, columns: tuple[str, ...]) -> list[str]:
-    if not line:
-        raise InputError(f"{path}: empty file; give a TSV file with the columns {', '.join(columns)}")
-    try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}:1: not UTF-8 ({error.reason}); save the file as UTF-8 text") from error
-    header = text.removesuffix("\n").removesuffix("\r").split("\t")
-    for name in columns:
-        if header.count(name) != 1:
-            wrong = "no column" if name not in header else "more than one column"
-            raise InputError(
-                f"{path}:1: {wrong} {name} in the header {shorten(text, 60)}; "
-                f"the first line must name the columns {', '.join(columns)}, separated by tabs"
-            )
-    return header

@@ -11,10 +11,9 @@ import time
 
 import pytest
 
-from kf_deberta.cli import InputError
-from kf_deberta.data import download as data_download
 from kf_deberta.data import official
-from kf_deberta.data.download import ensure_kor_nlu_datasets
+from kf_deberta.data.official import ensure_kor_nlu_datasets
+from kf_deberta.errors import InputError
 
 
 def git(folder, *arguments):
@@ -26,7 +25,7 @@ def git(folder, *arguments):
 @pytest.fixture
 def origin(tmp_path, monkeypatch):
     """A repository with the data set's files; its commit and blob ids, asked of git, stand for the official ones."""
-    for name in ("GIT_DIR", "GIT_INDEX_FILE"):  # set where a git hook runs the tests
+    for name in ("GIT_DIR", "GIT_INDEX_FILE"):  # set if a git hook runs the tests
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "origin"
     for name in official.BLOB_IDS:
@@ -35,10 +34,9 @@ def origin(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet", str(folder))
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "-m", "data")
-    monkeypatch.setattr(data_download, "COMMIT", git(folder, "rev-parse", "HEAD"))
-    monkeypatch.setattr(
-        official, "BLOB_IDS", {name: git(folder, "rev-parse", f"HEAD:{name}") for name in official.BLOB_IDS}
-    )
+    monkeypatch.setattr(official, "COMMIT", git(folder, "rev-parse", "HEAD"))
+    blob_ids = {name: git(folder, "rev-parse", f"HEAD:{name}") for name in official.BLOB_IDS}
+    monkeypatch.setattr(official, "BLOB_IDS", blob_ids)
     (folder / "KorSTS" / "sts-dev.tsv").write_text("a later version\n")
     git(folder, "commit", "--quiet", "--all", "-m", "later")
     monkeypatch.setenv("KOR_NLU_DATASETS_URL", str(folder))
@@ -54,107 +52,96 @@ def parent(tmp_path):
     return folder
 
 
-def test_clone_has_the_pinned_files_and_is_announced_in_one_line(origin, parent, capfd):
+def test_clone_has_the_pinned_files_and_is_announced(origin, parent, capfd):
     path = parent / "deep" / "kor-nlu-datasets"
-    ensure_kor_nlu_datasets(path)
+    ensure_kor_nlu_datasets(path, download=True)
     for name in official.BLOB_IDS:
         assert (path / name).read_bytes() == f"sentence1\tsentence2\n{name}\t한국어\n".encode()
     assert os.listdir(parent) == ["deep"] and os.listdir(path.parent) == ["kor-nlu-datasets"]
     assert path.stat().st_mode & stat.S_IROTH
     announcement, *progress = capfd.readouterr().err.splitlines()
-    for part in (str(path), str(origin), "CC BY-SA 4.0", data_download.COMMIT):
+    for part in (str(path), str(origin), "CC BY-SA 4.0", official.COMMIT):
         assert part in announcement
     assert any("Cloning into" in line for line in progress) and "verified" in progress[-1]
 
 
+def test_an_empty_directory_is_filled_and_stays_the_same_one(origin, parent, monkeypatch):
+    monkeypatch.chdir(parent)
+    mount = parent / "kor-nlu-datasets"  # the default path, as a docker mount whose source was missing
+    mount.mkdir()
+    (mount / ".keep").touch()
+    inode = mount.stat().st_ino
+    ensure_kor_nlu_datasets(official.DEFAULT_PATH)
+    assert {"KorNLI", "KorSTS", ".keep"} <= set(os.listdir(mount)) and mount.stat().st_ino == inode
+    assert official.verify(mount) == dict.fromkeys(official.BLOB_IDS, "ok")
+    assert not list(mount.glob(".kor-nlu-datasets-*"))
+
+
 def test_what_exists_is_never_touched(parent, monkeypatch, capfd):
-    monkeypatch.setenv("KOR_NLU_DATASETS_URL", str(parent / "no such repository"))
     monkeypatch.setenv("PATH", "")
     own = parent / "own"
     (own / "KorSTS").mkdir(parents=True)
-    (own / "KorSTS" / "sts-dev.tsv").write_text("my own data\n")
     (parent / "file").write_text("a file\n")
     (parent / "dangling").symlink_to("nowhere")
     for name in ("own", "file", "dangling"):
-        ensure_kor_nlu_datasets(parent / name)
-    assert (own / "KorSTS" / "sts-dev.tsv").read_text() == "my own data\n"
+        ensure_kor_nlu_datasets(parent / name, download=True)
     assert sorted(os.listdir(parent)) == ["dangling", "file", "own"] and os.listdir(own) == ["KorSTS"]
     assert capfd.readouterr() == ("", "")
 
 
+def test_another_path_needs_the_flag(origin, parent):
+    (parent / "empty").mkdir()
+    for name, what in (("typo", "no such"), ("empty", "empty")):
+        with pytest.raises(InputError, match=rf"{name}: {what} directory; give .* or add --download"):
+            ensure_kor_nlu_datasets(parent / name)
+    assert os.listdir(parent) == ["empty"]
+
+
 def test_files_that_are_not_the_official_ones_are_refused(origin, parent, monkeypatch):
-    monkeypatch.setattr(data_download, "COMMIT", git(origin, "rev-parse", "HEAD"))  # sts-dev.tsv differs there
+    monkeypatch.setattr(official, "COMMIT", git(origin, "rev-parse", "HEAD"))  # sts-dev.tsv differs there
     with pytest.raises(InputError, match=r"not the official files: KorSTS/sts-dev\.tsv differs .*; use ") as error:
-        ensure_kor_nlu_datasets(parent / "data")
+        ensure_kor_nlu_datasets(parent / "data", download=True)
     assert "sts-train" not in str(error.value)
-    assert os.listdir(parent) == []
-
-
-def test_the_official_ids_are_checked_and_a_failure_exits_with_2(origin, parent, repo):
-    # In a fresh process the commit and the ids are the official ones, which this repository cannot have.
-    code = "import sys; from kf_deberta.cli import run; from kf_deberta.data import download; "
-    code += "run(lambda: download.ensure_kor_nlu_datasets(sys.argv[1]))"
-    command = [sys.executable, "-c", code, parent / "data"]
-    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(repo)}, capture_output=True, text=True)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    error = result.stderr.splitlines()[-1]
-    assert error.startswith(f"error: {origin}: cannot check out 0df0fe7d496eb61b092e022e238c2230b29f1cbc (")
+    monkeypatch.setattr(official, "COMMIT", "0df0fe7d496eb61b092e022e238c2230b29f1cbc")  # which is not there
+    with pytest.raises(InputError, match=r"cannot be cloned \(fatal: "):
+        ensure_kor_nlu_datasets(parent / "data", download=True)
     assert os.listdir(parent) == []
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/data", "no/such/repository", "https://no-such-host.invalid/data"])
 def test_unreachable_is_one_line_with_the_ways_out(parent, monkeypatch, url):
     monkeypatch.setenv("KOR_NLU_DATASETS_URL", url)
-    with pytest.raises(
-        InputError, match="cannot be cloned .*; connect to the internet, set KOR_NLU_DATASETS_URL"
-    ) as error:
-        ensure_kor_nlu_datasets(parent / "data")
+    ways_out = "cannot be cloned .*; connect to the internet, set KOR_NLU_DATASETS_URL"
+    with pytest.raises(InputError, match=ways_out) as error:
+        ensure_kor_nlu_datasets(parent / "data", download=True)
     assert "\n" not in str(error.value) and url in str(error.value)
     assert os.listdir(parent) == []
 
 
-def test_a_server_that_never_answers_is_given_up(parent, monkeypatch):
-    monkeypatch.setattr(data_download, "REACH_SECONDS", 1)
+def test_a_server_that_never_answers_and_a_missing_git(parent, monkeypatch):
+    monkeypatch.setattr(official, "REACH_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("KOR_NLU_DATASETS_URL", f"http://127.0.0.1:{server.getsockname()[1]}/data")
         with pytest.raises(InputError, match="no answer within 1 seconds"):
-            ensure_kor_nlu_datasets(parent / "data")
-    assert os.listdir(parent) == []
-
-
-def test_without_git_the_error_says_so(origin, parent, monkeypatch):
-    monkeypatch.setenv("PATH", str(parent))
-    with pytest.raises(InputError, match="no git to clone .*; install git, or put .* into "):
-        ensure_kor_nlu_datasets(parent / "data")
-    assert os.listdir(parent) == []
-
-
-def test_a_broken_clone_leaves_nothing(origin, parent, capfd):
-    objects = [
-        path
-        for path in (origin / ".git" / "objects").glob("??/*")
-        if git(origin, "cat-file", "-t", path.parent.name + path.name) == "blob"
-    ]
-    objects[0].chmod(0o644)
-    objects[0].write_bytes(b"broken")
-    with pytest.raises(InputError, match="the clone failed|cannot check out"):
-        ensure_kor_nlu_datasets(parent / "data")
+            ensure_kor_nlu_datasets(parent / "data", download=True)
+        monkeypatch.setenv("PATH", str(parent))
+        with pytest.raises(InputError, match="git is not installed"):
+            ensure_kor_nlu_datasets(parent / "data", download=True)
     assert os.listdir(parent) == []
 
 
 def test_another_process_that_was_faster_wins(origin, parent, monkeypatch):
     def verify_slowly(clone):
-        (parent / "data").mkdir()
-        (parent / "data" / "first").touch()
-        return official.verify(clone)
+        (parent / "data" / "KorSTS").mkdir(parents=True)
+        return verify(clone)
 
-    monkeypatch.setattr(data_download, "verify", verify_slowly)
-    ensure_kor_nlu_datasets(parent / "data")
-    assert os.listdir(parent) == ["data"] and os.listdir(parent / "data") == ["first"]
+    verify = official.verify
+    monkeypatch.setattr(official, "verify", verify_slowly)
+    ensure_kor_nlu_datasets(parent / "data", download=True)
+    assert os.listdir(parent) == ["data"] and os.listdir(parent / "data") == ["KorSTS"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_clone_leaves_nothing(origin, parent, tmp_path, repo, number, status):
+def test_an_interrupted_clone_leaves_nothing(origin, parent, tmp_path, repo):
     # A git whose clone hangs half-way: it writes into its target directory (the last argument) and waits.
     programs, started = tmp_path / "bin", tmp_path / "started"
     programs.mkdir()
@@ -163,8 +150,8 @@ def test_an_interrupted_clone_leaves_nothing(origin, parent, tmp_path, repo, num
         f'mkdir "$target"; echo half > "$target/file"; touch "{started}"; exec {shutil.which("sleep")} 60\n'
     )
     (programs / "git").chmod(0o755)
-    code = "import sys; from kf_deberta.cli import run; from kf_deberta.data import download; "
-    code += "run(lambda: download.ensure_kor_nlu_datasets(sys.argv[1]))"
+    code = "import sys, pathlib; from kf_deberta.errors import run; from kf_deberta.data import official; "
+    code += "run(lambda: official.ensure_kor_nlu_datasets(pathlib.Path(sys.argv[1]), download=True))"
     environment = os.environ | {"PYTHONPATH": str(repo), "PATH": f"{programs}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-c", code, parent / "data"], env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -172,7 +159,7 @@ def test_an_interrupted_clone_leaves_nothing(origin, parent, tmp_path, repo, num
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     assert len(os.listdir(parent)) == 1
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == status and b"Traceback" not in errors
+    assert process.returncode == 130 and b"Traceback" not in errors
     assert os.listdir(parent) == []
