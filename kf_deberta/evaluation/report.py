@@ -1,102 +1,136 @@
-"""Benchmark records as Markdown: the table to paste, the comparison with published rows, intervals, worst pairs."""
+"""Benchmark results as files and as Markdown: the table to paste, published rows, intervals, worst pairs.
 
+A result is a record, one flat dict for each row of a table: `label` (the row's name), `model`, `revision` (the hub
+commit, or the full local path), `dimensions` (None: all), `precision`, `error` (None, or why there are no figures),
+`data`, `rows`, `blob_id` (git's id of a data file), `data_revision` (the commit of data from the hub), `note` (how a
+file differs from the official one), `date`, library `versions`, `settings`, `sentences`, `seconds` of encoding, the
+eight figures of scoring.FIGURES, -1..1 in full precision, and what bootstrap.add_bootstrap adds to them.
+"""
+
+import csv
+import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
 
-from kf_deberta.cli import printable
 from kf_deberta.data.official import BLOB_IDS
-from kf_deberta.evaluation.published import COMPARABLE_ROWS, PUBLISHED_ROWS, PublishedRow, find_published
-from kf_deberta.evaluation.results import Record, by_data, label
+from kf_deberta.data.pairs import Pairs
+from kf_deberta.errors import write_atomically
 from kf_deberta.evaluation.scoring import FIGURES
 
-REPRODUCED_WITHIN = 0.05  # points, i.e. correlations times 100
+REPRODUCED_WITHIN = 0.05  # points, that is, correlations times 100
 RANKED_BY = "cosine_spearman"
+NEGATIVE = -0.1  # a rank correlation below this is no accident
+Record = dict[str, object]
 
 
-def results_table(records: list[Record], published: Sequence[PublishedRow]) -> str:
-    """Make the table: a row for each record, then the published rows; the best of each column is bold."""
-    rows = [(label(r), [None if r["error"] else 100 * r[name] for name in FIGURES]) for r in records]
-    sources = [f"failed: {r['error']}" if r["error"] else "measured" for r in records]
-    rows += [(row.model, list(row.figures)) for row in published]
-    altered = [f"; not the same text: {row.altered_text}" if row.altered_text else "" for row in published]
-    sources += [f"published, {row.source}{note}" for row, note in zip(published, altered, strict=True)]
-    cells = in_bold([figures for _, figures in rows], [False] * len(records) + [bool(note) for note in altered])
-    return markdown(
-        ["model", *FIGURES, "source"],
-        [[name, *row, source] for (name, _), row, source in zip(rows, cells, sources, strict=True)],
+@dataclass(frozen=True)
+class PublishedRow:
+    """Published results on the KorSTS test file, a row of published.csv."""
+
+    model: str  # name in the table it was published in
+    hub_name: str
+    figures: tuple[float, ...]  # correlations times 100 in the order of FIGURES
+    pooling: str  # mean or cls, of the model that was measured
+    source: str
+    url: str
+    altered_text: str  # how the test sentences were changed first, or ""
+
+
+with open(Path(__file__).with_name("published.csv"), encoding="utf-8", newline="") as _file:
+    PUBLISHED_ROWS = tuple(
+        PublishedRow(figures=tuple(float(row.pop(name)) for name in FIGURES), **row) for row in csv.DictReader(_file)
     )
+COMPARABLE_ROWS = tuple(row for row in PUBLISHED_ROWS if not row.altered_text)
+
+
+def find_published(model: str) -> PublishedRow | None:
+    """Return the comparable row of a hub name such as upskyy/kf-deberta-multitask, or None."""
+    return next((row for row in COMPARABLE_ROWS if row.hub_name.lower() == model.lower()), None)
+
+
+def published_pooling(name: str) -> str | None:
+    """Return the pooling that a published model's figures are of, None for any other name."""
+    return next((row.pooling for row in PUBLISHED_ROWS if row.hub_name.lower() == name.lower()), None)
 
 
 def published_table() -> str:
     """Make the table of the published rows that the READMEs show, best in bold, with its sources below it."""
-    urls = {url: f"[{number}]" for number, url in enumerate(dict.fromkeys(r.url for r in PUBLISHED_ROWS), start=1)}
-    cells = in_bold([list(row.figures) for row in PUBLISHED_ROWS], [bool(row.altered_text) for row in PUBLISHED_ROWS])
-    rows = [
-        [row.model + (" †" if row.altered_text else ""), *figures, urls[row.url]]
-        for row, figures in zip(PUBLISHED_ROWS, cells, strict=True)
-    ]
+    numbers = {url: f"[{number}]" for number, url in enumerate(dict.fromkeys(r.url for r in PUBLISHED_ROWS), start=1)}
+    names = [row.model + " †" * bool(row.altered_text) for row in PUBLISHED_ROWS]
+    rows = [(n, r.figures, not r.altered_text, numbers[r.url]) for n, r in zip(names, PUBLISHED_ROWS, strict=True)]
     header = [f"{figure[:3]} {figure.partition('_')[2][0].upper()}" for figure in FIGURES]
-    sources = "\n".join(f"{number} {url}" for url, number in urls.items())
-    return f"{markdown(['model', *header, 'source'], rows)}\n\n{sources}"
+    sources = "\n".join(f"{number} {url}" for url, number in numbers.items())
+    return f"{markdown(['model', *header, 'source'], _in_bold(rows))}\n\n{sources}"
 
 
-def in_bold(rows: list[list[float | None]], left_out: list[bool]) -> list[list[str]]:
-    """Show figures with two decimals, the best of each column, as shown, in bold; rows `left_out` do not compete."""
-    shown = [["–" if value is None else f"{value:.2f}" for value in row] for row in rows]
-    columns = zip(*(row for row, out in zip(shown, left_out, strict=True) if not out), strict=True)
-    best = [max((float(cell) for cell in column if cell != "–"), default=None) for column in columns]
+def report(records: Sequence[Record], with_published: bool = True, reproduces: str | None = None) -> str:
+    """Return Markdown of everything the records hold: a section for each data set, then the averages.
+
+    Args:
+        records: records of any number of data sets.
+        with_published: show the published rows under those on the official test file.
+        reproduces: hub name of the published row that models without one of their own are compared with.
+    """
+    names = list(dict.fromkeys(record["data"] for record in records))
+    groups = [[record for record in records if record["data"] == name] for name in names]
+    sections = [_section(group, with_published, reproduces) for group in groups]
+    if len(groups) > 1:
+        rows = []
+        for label in dict.fromkeys(record["label"] for record in records):
+            values = [_figures(record) for record in records if record["label"] == label]
+            rows.append((label, None if None in values else np.mean(values, axis=0).tolist(), True))
+        sections.append(f"Average over {len(groups)} data sets:\n\n{markdown(['model', *FIGURES], _in_bold(rows))}")
+    return "\n\n".join(sections)
+
+
+def _figures(record: Record) -> list[float] | None:
+    return None if record["error"] else [100 * record[figure] for figure in FIGURES]
+
+
+def _in_bold(rows: Sequence[tuple]) -> list[list[str]]:
+    """Format rows (name, figures or None, whether it competes, other cells), the best of each column in bold."""
+    shown = [["–"] * len(FIGURES) if figures is None else [f"{f:.2f}" for f in figures] for _, figures, *_ in rows]
+    competing = [cells for cells, (_, figures, competes, *_) in zip(shown, rows, strict=True) if competes and figures]
+    best = [max(column, key=float) for column in zip(*competing, strict=True)] or [""] * len(FIGURES)
     return [
-        [f"**{c}**" if not out and c != "–" and float(c) == top else c for c, top in zip(row, best, strict=True)]
-        for row, out in zip(shown, left_out, strict=True)
+        [name, *(f"**{c}**" if competes and c == top else c for c, top in zip(cells, best, strict=True)), *others]
+        for cells, (name, _, competes, *others) in zip(shown, rows, strict=True)
     ]
 
 
-def report(records: list[Record], with_published: bool = True, reproduces: str | None = None) -> str:
-    """Print-ready Markdown of everything the records hold: for each data set its section, then the averages."""
-    groups = by_data(records)
-    sections = [section(group, with_published, reproduces) for group in groups]
-    return "\n\n".join([*sections, average_table(groups)] if len(groups) > 1 else sections)
-
-
-def section(records: list[Record], with_published: bool, reproduces: str | None) -> str:
+def _section(records: list[Record], with_published: bool, reproduces: str | None) -> str:
     """Report on the records of one data set: table, verdicts, intervals, paired differences."""
     first, scored = records[0], [record for record in records if not record["error"]]
     is_official = first["blob_id"] == BLOB_IDS["KorSTS/sts-test.tsv"]
     published = PUBLISHED_ROWS if with_published and is_official else ()
-    at = f", hub commit {first['data_revision']}" if first.get("data_revision") else ""
-    title = f"{one_cell(first['data'])}: {first['rows']:,} pairs{at}, git blob {first['blob_id']}; "
-    parts = [f"{title}correlations times 100"]
-    parts.append(results_table(records, published))
+    known_by = f"git blob {first['blob_id']}" if first["blob_id"] else f"hub commit {first['data_revision']}"
+    parts = [f"{cell(first['data'])}: {first['rows']:,} pairs, {known_by}; correlations times 100"]
+    rows = [(r["label"], _figures(r), True, f"failed: {r['error']}" if r["error"] else "measured") for r in records]
+    for row in published:
+        note = f"; not the same text: {row.altered_text}" if row.altered_text else ""
+        rows.append((row.model, row.figures, not row.altered_text, f"published, {row.source}{note}"))
+    parts.append(markdown(["model", *FIGURES, "source"], _in_bold(rows)))
     among = "all rows on the same text, measured and published" if published else "the rows"
-    notes = [f"Bold: best of the column among {among}."]
-    if with_published and not is_official:
-        notes.append("No published rows: they are of the official KorSTS test file, and this is another one.")
-    if first.get("note"):
-        notes.append(one_cell(first["note"]))
-    parts.append(" ".join(notes))
+    note = "" if published or not with_published else " Published rows are of the official KorSTS test file only."
+    note = f" This is {first['note']}." if first["note"] else note
+    parts.append(f"Bold: best of the column among {among}.{note}")
+    advice = "if high scores mean different sentences, swap the ends of --scale, such as 1,0"
+    negative = [cell(record["label"]) for record in scored if record[RANKED_BY] < NEGATIVE]
+    parts += [f"- {label}: its {RANKED_BY} is negative; {advice}" for label in negative]
     if is_official:
-        parts += verdicts(scored, reproduces)
-    if intervals := [record for record in scored if record.get("resamples")]:
-        parts += bootstrap_report(intervals, published)
+        parts += _verdicts(scored, reproduces)
+    if bootstrapped := [record for record in scored if record.get("resamples")]:
+        parts += _intervals(bootstrapped, published)
     return "\n\n".join(parts)
 
 
-def average_table(groups: list[list[Record]]) -> str:
-    """Make the table of every row's mean over all data sets; a row without figures on one of them has none."""
-    figures = {}
-    for name in dict.fromkeys(label(record) for group in groups for record in group):
-        found = [next((r for r in group if label(r) == name and not r["error"]), None) for group in groups]
-        has_all = all(found)
-        figures[name] = [100 * float(np.mean([r[f] for r in found])) if has_all else None for f in FIGURES]
-    cells = in_bold(list(figures.values()), [False] * len(figures))
-    rows = [[name, *row] for name, row in zip(figures, cells, strict=True)]
-    return f"Average over {len(groups)} data sets:\n\n{markdown(['model', *FIGURES], rows)}"
-
-
-def verdicts(records: list[Record], reproduces: str | None = None) -> list[str]:
-    """Compare every full-size float32 record with its published row; `reproduces` names the row of those without."""
+def _verdicts(records: Sequence[Record], reproduces: str | None) -> list[str]:
+    """Compare every full-size float32 record with its published row, or with that of `reproduces`."""
     rows, lines = [], []
     for record in records:
         row = find_published(record["model"]) or find_published(reproduces or "")
@@ -104,100 +138,98 @@ def verdicts(records: list[Record], reproduces: str | None = None) -> list[str]:
             continue
         # of the figures as shown, so that a reader can check it
         differences = [round(round(100 * record[f], 2) - p, 2) for f, p in zip(FIGURES, row.figures, strict=True)]
-        rows.append([label(record), *(f"{value:+.2f}" for value in differences)])
+        rows.append([record["label"], *(f"{value:+.2f}" for value in differences)])
         count = sum(abs(value) <= REPRODUCED_WITHIN for value in differences)
         verdict = "reproduced: all eight" if count == len(FIGURES) else f"NOT reproduced: {count} of eight"
-        worst = max(map(abs, differences))
         lines.append(
-            f"- {in_text(record)}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
-            f"({row.source}); largest difference {worst:.2f}"
+            f"- {cell(record['label'])}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
+            f"({row.source}); largest difference {max(map(abs, differences)):.2f}"
         )
-    if not rows:
-        return []
-    return ["Measured minus published:", markdown(["model", *FIGURES], rows), "\n".join(lines)]
+    table = ["Measured minus published:", markdown(["model", *FIGURES], rows), "\n".join(lines)]
+    return table if rows else []
 
 
-def bootstrap_report(records: list[Record], published: Sequence[PublishedRow]) -> list[str]:
+def _intervals(records: Sequence[Record], published: Sequence[PublishedRow]) -> list[str]:
     """Show the 95% intervals, and the paired differences to the first row with a plain verdict for each."""
-    column = FIGURES.index(RANKED_BY)
-    draws = " and ".join(dict.fromkeys(f"{r['resamples']:,} resamples, seed {r['seed']}" for r in records))
-    title = f"95% intervals, bootstrap over pairs ({draws}):"
-    parts = [title, figure_table(records, lambda r, f: f"{100 * r[f + '_low']:.2f} to {100 * r[f + '_high']:.2f}")]
-    lines = []
+
+    def table(rows: Sequence[Record], show: Callable[[Record, str], str]) -> str:
+        return markdown(["model", *FIGURES], [[r["label"], *(show(r, figure) for figure in FIGURES)] for r in rows])
+
+    def ends(record: Record, name: str, sign: str, between: str) -> str:
+        return between.join(f"{100 * record[f'{name}_{end}']:{sign}.2f}" for end in ("low", "high"))
+
+    def difference(record: Record, figure: str) -> str:
+        name = f"{figure}_difference"
+        return f"{100 * record[name]:+.2f} [{ends(record, name, '+', ', ')}] p={record[f'{figure}_p']:.2g}"
+
+    first, lines = records[0], []
+    parts = [f"95% intervals, bootstrap over pairs ({first['resamples']:,} resamples, seed {first['seed']}):"]
+    parts.append(table(records, lambda record, figure: ends(record, figure, "", " to ")))
     for record in records:
         low, high = (100 * record[f"{RANKED_BY}_{end}"] for end in ("low", "high"))
-        others = [r for r in published if r in COMPARABLE_ROWS and r is not find_published(record["model"])]
-        inside = [row.model for row in others if low <= row.figures[column] <= high]
-        if inside:
+        others = [row for row in published if row in COMPARABLE_ROWS and row is not find_published(record["model"])]
+        if inside := [row.model for row in others if low <= row.figures[FIGURES.index(RANKED_BY)] <= high]:
             lines.append(
-                f"- The published {RANKED_BY} of {', '.join(inside)} lies inside the interval of {in_text(record)}: "
-                "not distinguishable here (no figures of single pairs are published, so this is unpaired)."
+                f"- The published {RANKED_BY} of {', '.join(inside)} is inside the interval of "
+                f"{cell(record['label'])}: not distinguishable here (unpaired: no single pairs are published)."
             )
-    compared = [record for record in records if record.get("compared_with")]
-    for record in compared:
-        low, high = (100 * record[f"{RANKED_BY}_difference_{end}"] for end in ("low", "high"))
-        outcome = "distinguishable from noise" if low > 0 or high < 0 else "not distinguishable from noise"
+    if records[1:]:
+        parts.append(f"Paired difference to {cell(first['label'])}, its 95% interval and two-sided p-value:")
+        parts.append(table(records[1:], difference))
+    for record in records[1:]:
+        name = f"{RANKED_BY}_difference"
+        is_clear = record[f"{name}_low"] > 0 or record[f"{name}_high"] < 0
         lines.append(
-            f"- {in_text(record)} against {one_cell(record['compared_with'])}, {RANKED_BY}: "
-            f"{100 * record[f'{RANKED_BY}_difference']:+.2f} (95% {low:+.2f} to {high:+.2f}, "
-            f"p = {record[f'{RANKED_BY}_p']:.2g}) on {record['rows']:,} pairs: {outcome}"
+            f"- {cell(record['label'])} against {cell(first['label'])}, {RANKED_BY}: {100 * record[name]:+.2f} "
+            f"(95% {ends(record, name, '+', ' to ')}, p = {record[f'{RANKED_BY}_p']:.2g}) on {record['rows']:,} "
+            f"pairs: {'' if is_clear else 'not '}distinguishable from noise"
         )
-    for base in dict.fromkeys(record["compared_with"] for record in compared):
-        parts.append(f"Paired difference to {one_cell(base)}, its 95% interval and two-sided p-value:")
-        parts.append(figure_table([r for r in compared if r["compared_with"] == base], difference_cell))
     return [*parts, "\n".join(lines)] if lines else parts
 
 
-def difference_cell(record: Record, figure: str) -> str:
-    """Show a paired difference as `+1.23 [+0.10, +2.40] p=0.03`."""
-    name = f"{figure}_difference"
-    low, high = 100 * record[f"{name}_low"], 100 * record[f"{name}_high"]
-    return f"{100 * record[name]:+.2f} [{low:+.2f}, {high:+.2f}] p={record[f'{figure}_p']:.2g}"
-
-
-def figure_table(records: list[Record], cell: Callable[[Record, str], str]) -> str:
-    """Make a table with a row for each record and a column for each figure."""
-    return markdown(["model", *FIGURES], [[label(r), *(cell(r, figure) for figure in FIGURES)] for r in records])
-
-
-def errors_table(
-    count: int,
-    cosine: np.ndarray,
-    gold: np.ndarray,
-    sentences1: Sequence[str],
-    sentences2: Sequence[str],
-    scale: tuple[float, float] = (0, 5),
-) -> str:
-    """List the pairs whose ranks by cosine and by gold score, both (pairs,) and gold in 0..1, differ most."""
-    low, high = scale
-    disagreement = rankdata(cosine) - rankdata(gold)
-    worst = np.argsort(-np.abs(disagreement), kind="stable")[:count]
+def errors_table(count: int, label: str, cosine: np.ndarray, pairs: Pairs) -> str:
+    """List the pairs whose ranks by the cosines of the row `label`, (pairs,), and by gold score differ most."""
+    low, high = pairs.scale
+    disagreement = rankdata(cosine) - rankdata(pairs.gold)
     rows = [
-        [
-            f"{low + (high - low) * gold[i]:.2f}",
-            f"{cosine[i]:.4f}",
-            f"{disagreement[i]:+.0f}",
-            sentences1[i],
-            sentences2[i],
-        ]
-        for i in worst
+        [f"{low + (high - low) * pairs.gold[i]:.2f}", f"{cosine[i]:.4f}", f"{disagreement[i]:+.0f}"]
+        + [pairs.sentences1[i], pairs.sentences2[i]]
+        for i in np.argsort(-np.abs(disagreement), kind="stable")[:count]
     ]
     header = [f"gold ({low:g}-{high:g})", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"]
-    return markdown(header, rows, texts=("sentence1", "sentence2"))
+    title = f"Pairs of {cell(pairs.name)} that {cell(label)} ranks most wrongly by cosine:"
+    return f"{title}\n\n{markdown(header, rows, texts=('sentence1', 'sentence2'))}"
 
 
-def markdown(header: list[str], rows: list[list[str]], texts: Sequence[str] = ("source",)) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[str] = ("source",)) -> str:
     """Make a Markdown table: the first column and those named in `texts` to the left, numbers to the right."""
     align = [":--" if name in (header[0], *texts) else "--:" for name in header]
-    lines = [header, align, *([one_cell(cell) for cell in row] for row in rows)]
+    lines = [header, align, *([cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def in_text(record: Record) -> str:
-    """Name a record outside a table."""
-    return one_cell(label(record))
-
-
-def one_cell(text: str) -> str:
+def cell(text: str) -> str:
     """Keep foreign text from ending its line or cell, opening HTML or steering the terminal."""
-    return " ".join(printable(text).replace("|", r"\|").replace("<", "&lt;").split())
+    return _one_line(text).replace("|", r"\|").replace("<", "&lt;")
+
+
+def escape_markdown(text: str) -> str:
+    """Return `text` on one line, with nothing in it that Markdown or HTML takes for its own, in tables too."""
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", _one_line(text)).replace("&", "&amp;")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", text).split())
+
+
+def write_results(path: Path, records: Sequence[Record]) -> None:
+    """Write records as .json or .csv by the file's suffix."""
+    # a name that is not UTF-8 has lone surrogates; escaped, they are still valid JSON
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        if path.suffix == ".csv":
+            columns = list(dict.fromkeys(name for record in records for name in record))
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+        else:
+            json.dump(records, file, ensure_ascii=False, indent=2, allow_nan=False)

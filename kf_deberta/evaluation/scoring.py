@@ -1,35 +1,32 @@
 """The eight figures of the KorSTS table: correlations of four similarities with the gold scores.
 
 For sentence pairs with embeddings u and v, the similarities are cosine, negative Euclidean distance, negative
-Manhattan distance and dot product, computed in float32 by the library functions EmbeddingSimilarityEvaluator uses;
-each is correlated with the gold score by Pearson's r and Spearman's rho (scipy). All figures lie in -1..1.
+Manhattan distance and dot product, computed in float64 so that equal ones are equal ranks; each is correlated with
+the gold score by Pearson's r and Spearman's rho (scipy). All figures are in -1..1, and are those of the library's
+EmbeddingSimilarityEvaluator to rounding.
 """
 
+from __future__ import annotations
+
+import csv
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import (
-    pairwise_cos_sim,
-    pairwise_dot_score,
-    pairwise_euclidean_sim,
-    pairwise_manhattan_sim,
-    quantize_embeddings,
-)
 
-from kf_deberta.cli import InputError, progress
+from kf_deberta.errors import InputError, write_atomically
 
-SIMILARITIES: dict[str, Callable] = {
-    "cosine": pairwise_cos_sim,
-    "euclidean": pairwise_euclidean_sim,
-    "manhattan": pairwise_manhattan_sim,
-    "dot": pairwise_dot_score,
-}
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+SIMILARITIES = ("cosine", "euclidean", "manhattan", "dot")
 FIGURES = tuple(f"{similarity}_{kind}" for similarity in SIMILARITIES for kind in ("pearson", "spearman"))
-# float32 noise on equal similarities stays under this share of their size; a correlation with it means nothing
-CONSTANT_SHARE = 1e-6
+CONSTANT_SHARE = 1e-6  # similarities that differ by less than this share of their size differ by rounding only
 
 
 @dataclass
@@ -44,88 +41,54 @@ class PairEmbeddings:
 def encode_pairs(
     encode: Callable[[list[str]], np.ndarray], sentences1: Sequence[str], sentences2: Sequence[str]
 ) -> PairEmbeddings:
-    """Encode the sentences of both columns together, each distinct one once.
-
-    Raises:
-        InputError: an embedding holds NaN or infinite values.
-    """
+    """Encode the sentences of both columns together, each distinct one once; InputError for NaN or infinite values."""
     rows = {sentence: row for row, sentence in enumerate(dict.fromkeys([*sentences1, *sentences2]))}
     embeddings = encode(list(rows))
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise InputError(f"the embeddings of {len(bad)} of {len(rows)} sentences hold NaN or infinite values")
+    if bad := np.count_nonzero(~np.isfinite(embeddings).all(axis=1)):
+        raise InputError(f"the embeddings of {bad} of {len(rows)} sentences have NaN or infinite values")
     first, second = (np.array([rows[sentence] for sentence in column]) for column in (sentences1, sentences2))
     return PairEmbeddings(embeddings, first, second)
 
 
-def encode_sorted(
-    model: SentenceTransformer,
-    sentences: list[str],
-    batch_size: int,
-    show_progress: bool = True,
-    desc: str = "encoding",
-    pairs: int | None = None,
-) -> np.ndarray:
-    """Encode in batches of similar token count, longest first; float32 (sentences, dimensions).
+def transform(pairs: PairEmbeddings, dimension: int | None, precision: str, normalize: bool = False) -> PairEmbeddings:
+    """Truncate embeddings to their first `dimension` values, scale them to length 1, and quantize them.
 
-    Progress is shown as `desc`, in sentences or, where they are those of so many `pairs`, in pairs.
-
-    In batches of 64 this pads KorSTS test by 4 to 5%; sorted by characters, as the library does, by 31 to 38%.
+    A `precision` other than float32 normalizes too. int8: 256 levels between each dimension's minimum and maximum
+    over the sentences of these pairs. binary: one bit per dimension (value > 0), compared as vectors of 0 and 1.
+    InputError if `dimension` exceeds the model's.
     """
-    if callable(model.tokenizer):
-        lengths = [len(ids) for ids in model.tokenizer(sentences, verbose=False)["input_ids"]]
-    else:  # a static embedding model has no padding to save
-        lengths = [len(sentence) for sentence in sentences]
-    order = np.argsort(np.negative(lengths), kind="stable")
-    batches = []
-    total = pairs or len(order)
-    bar = progress(total, desc, "pairs" if pairs else "sentences", disable=not show_progress)
-    for start in range(0, len(order), batch_size):
-        batch = [sentences[i] for i in order[start : start + batch_size]]
-        batches.append(model.encode(batch, batch_size=len(batch), show_progress_bar=False))
-        done = min(start + batch_size, len(order)) * total // len(order)
-        bar.update(done - start * total // len(order))
-    bar.close()
-    return np.concatenate(batches)[np.argsort(order)].astype(np.float32, copy=False)
+    size = pairs.embeddings.shape[1]
+    if dimension is not None and dimension > size:
+        raise InputError(f"the embeddings have {size} dimensions, --truncate_dims asks for {dimension}")
+    embeddings = pairs.embeddings[:, :dimension]
+    if normalize or precision != "float32":
+        embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
+    if precision == "int8":
+        from sentence_transformers.util import quantize_embeddings  # seconds to import
 
-
-def transform(pairs: PairEmbeddings, dimension: int | None, precision: str) -> PairEmbeddings:
-    """Cut embeddings to their first `dimension` values and quantize them, as EmbeddingSimilarityEvaluator does.
-
-    A `precision` other than float32 normalizes first. int8: 256 levels between each dimension's minimum and maximum
-    over the sentences of these pairs. binary: one bit per dimension (value > 0), compared as vectors of 0 and 1: the
-    squared Euclidean and the Manhattan distance are both the Hamming distance, the dot product counts common ones.
-
-    Raises:
-        InputError: `dimension` exceeds the model's.
-    """
-    embeddings = pairs.embeddings
-    if dimension is not None:
-        if dimension > embeddings.shape[1]:
-            raise InputError(f"the embeddings have {embeddings.shape[1]} dimensions, --truncate_dims asks {dimension}")
-        embeddings = embeddings[:, :dimension]
-    if precision != "float32":
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        embeddings = embeddings / np.maximum(norms, 1e-12)
-        if precision == "binary":
-            bits = quantize_embeddings(embeddings, "ubinary")
-            embeddings = np.unpackbits(bits, axis=1, count=embeddings.shape[1])
-        else:
-            embeddings = quantize_embeddings(embeddings, precision)
-    return PairEmbeddings(embeddings.astype(np.float32), pairs.first, pairs.second)
+        embeddings = quantize_embeddings(embeddings, "int8")
+    elif precision == "binary":
+        embeddings = (embeddings > 0).astype(np.int8)
+    return PairEmbeddings(embeddings, pairs.first, pairs.second)
 
 
 def pair_similarities(pairs: PairEmbeddings) -> np.ndarray:
     """Compute the four similarities of every pair, float64 (4, pairs) in the order of SIMILARITIES.
 
-    Raises:
-        InputError: a similarity is the same for all pairs, so that no correlation exists.
+    InputError if a similarity is the same for all pairs, so that no correlation exists.
     """
-    u, v = pairs.embeddings[pairs.first], pairs.embeddings[pairs.second]
-    similarities = np.stack([function(u, v).numpy() for function in SIMILARITIES.values()]).astype(np.float64)
+    u, v = (pairs.embeddings[rows].astype(np.float64) for rows in (pairs.first, pairs.second))
+    dot, squares = (u * v).sum(1), (u * u).sum(1) * (v * v).sum(1)
+    # the square of a binary cosine is a quotient of whole numbers, so that equal cosines are equal here
+    cosine = np.sign(dot) * np.sqrt(dot**2 / np.maximum(squares, 1e-300))
+    similarities = np.stack([cosine, -np.sqrt(((u - v) ** 2).sum(1)), -np.abs(u - v).sum(1), dot])
     for name, values in zip(SIMILARITIES, similarities, strict=True):
         if np.ptp(values) <= CONSTANT_SHARE * np.abs(values).max():
-            raise InputError(f"all pairs have the same {name} similarity, so it has no correlation")
+            different = len(np.unique(pairs.embeddings.round(4), axis=0))
+            raise InputError(
+                f"all pairs have the same {name} similarity, so it has no correlation: the model gives {different} "
+                f"different embeddings for {len(pairs.embeddings)} sentences; check the model and the file"
+            )
     return similarities
 
 
@@ -136,11 +99,47 @@ def score(similarities: np.ndarray, gold: np.ndarray) -> dict[str, float]:
 
 
 def check_gold(gold: np.ndarray, path: object, scale: tuple[float, float] = (0, 5)) -> None:
-    """Raise InputError where gold scores cannot be correlated with anything: fewer than 2 rows, or constant."""
-    if len(gold) < 2:
-        raise InputError(f"{path}: one sentence pair; a correlation needs at least two")
-    if np.ptp(gold) == 0:
+    """Raise InputError if gold scores have no correlation with anything: fewer than 2 rows, or all the same."""
+    if len(gold) < 2 or np.ptp(gold) == 0:
         same = scale[0] + gold[0] * (scale[1] - scale[0])
         raise InputError(
             f"{path}: all {len(gold)} scores are {same:g}; a correlation needs at least two different ones"
         )
+
+
+class PairEvaluator:
+    """Scores a model on sentence pairs, at full size and truncated to each of `dimensions`, from one encoding.
+
+    Args:
+        pairs: columns sentence1, sentence2 and score (0 to 1).
+        name: name of the pairs in the files of write_csv, such as sts-dev.
+        batch_size: sentences per batch.
+        dimensions: sizes to which the embeddings are truncated, too.
+    """
+
+    def __init__(self, pairs: Dataset, name: str, batch_size: int = 64, dimensions: Sequence[int] = ()) -> None:
+        self.sentences = pairs["sentence1"][:], pairs["sentence2"][:]
+        self.gold = np.array(pairs["score"][:])  # (pairs,)
+        self.name, self.batch_size = name, batch_size
+        self.sizes = {"": None} | {f"{dimension}_": dimension for dimension in dimensions}
+
+    def __call__(self, model: SentenceTransformer) -> dict[str, float]:
+        """Return the figures, -1..1, by names such as `cosine_spearman`, and `256_cosine_spearman` if truncated."""
+        options = {"batch_size": self.batch_size, "show_progress_bar": sys.stderr.isatty()}
+        pairs = encode_pairs(lambda sentences: model.encode(sentences, **options), *self.sentences)
+        figures = {}
+        for prefix, dimension in self.sizes.items():
+            values = score(pair_similarities(transform(pairs, dimension, "float32")), self.gold)
+            figures |= {f"{prefix}{figure}": value for figure, value in values.items()}
+        return figures
+
+    def write_csv(self, directory: Path, rows: Sequence[dict[str, float]]) -> None:
+        """Write figures, each row with its "epoch" and "steps", as one file per size, as published runs have them."""
+        for prefix, dimension in self.sizes.items():
+            columns = ["epoch", "steps", *(f"{prefix}{figure}" for figure in FIGURES)]
+            name = f"{self.name}-{dimension}" if dimension else self.name
+            path = directory / f"similarity_evaluation_{name}_results.csv"
+            with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(
+                    [["epoch", "steps", *FIGURES], *([row[c] for c in columns] for row in rows)]
+                )
