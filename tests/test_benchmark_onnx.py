@@ -73,7 +73,7 @@ def test_hand_made_file_has_its_known_correlations(known_graph, tmp_path, capsys
     gold = {"w1": 4, "w2": 3, "w3": 1, "w4": 2}
     pairs.write_text(HEADER + "".join(f"g\tf\ty\t0\t{score}\tw0\t{word}\n" for word, score in gold.items()))
     output = tmp_path / "known.json"
-    assert run_benchmark("--model_name_or_path", known_graph, "--data", pairs, "--output", output) == 0
+    assert run_benchmark("--model_name_or_path", known_graph, "--tsv", pairs, "--output", output) == 0
     lines = capsys.readouterr().out.splitlines()
     distance = np.linalg.norm(TABLE[0] - TABLE[1:], axis=1)
     euclidean = 100 * np.corrcoef(-distance, [4, 3, 1, 2])[0, 1]
