@@ -36,8 +36,7 @@ def rows_of(data):
 BAD = [  # name, loader, content, line, what the message says
     ("sts-empty", load_kor_sts, "", 1, "no column sentence1 in ''"),
     ("sts-utf16", load_kor_sts, (STS + PAIR).encode("utf-16"), 1, "no column sentence1"),
-    ("sts-cp949", load_kor_sts, (STS + PAIR).encode("cp949"), 2, "not UTF-8, perhaps CP949"),
-    ("sts-cp949-after-good-rows", load_kor_sts, (STS + PAIR * 3).encode() + PAIR.encode("cp949"), 5, "not UTF-8"),
+    ("sts-cp949", load_kor_sts, (STS + PAIR * 3).encode() + PAIR.encode("cp949"), 5, "not UTF-8, perhaps CP949"),
     ("sts-broken-in-unused-column", load_kor_sts, b"id\t" + STS.encode() + b"\xff\ta\tb\t1\n", 2, "not UTF-8"),
     ("sts-comma", load_kor_sts, "sentence1,sentence2,score\na,b,1\n", 1, "in 'sentence1,sentence2,score'"),
     ("sts-column-twice", load_kor_sts, "score\t" + STS + "1\ta\tb\t1\n", 1, "more than one column score"),
@@ -46,8 +45,6 @@ BAD = [  # name, loader, content, line, what the message says
     ("sts-cr-line-ends", load_kor_sts, (STS + PAIR).replace("\n", "\r"), 1, "no column score"),
     ("sts-column-too-many", load_kor_sts, STS + PAIR + "a\tb\tc\t1\n", 3, "4 columns, the header has 3"),
     ("sts-after-blank-lines", load_kor_sts, STS + "\n\r\n" + PAIR + "a\n", 5, "1 columns, the header has 3"),
-    ("sts-score-empty", load_kor_sts, STS + "a\tb\t\n", 2, "score '' is not a number"),
-    ("sts-score-comma", load_kor_sts, STS + "a\tb\t4,5\n", 2, "score '4,5' is not a number"),
     ("sts-score-underscore", load_kor_sts, STS + "a\tb\t0_1\n", 2, "score '0_1' is not a number"),
     ("sts-score-arabic", load_kor_sts, STS + "a\tb\t٣\n", 2, "score '٣' is not a number"),
     ("sts-score-nan", load_kor_sts, STS + "a\tb\tnan\n", 2, "score 'nan' is not"),
@@ -57,7 +54,6 @@ BAD = [  # name, loader, content, line, what the message says
     ("nli-header-only", load_nli, NLI, None, "no triplet"),
     ("nli-no-sentence-with-both", load_nli, NLI + ROW + "a\tb\tcontradiction\n", None, "no triplet"),
     ("nli-unknown-label", load_nli, NLI + ROW + "a\tb\tmaybe\n", 3, "unknown label 'maybe', must be entailment"),
-    ("nli-quoted-label", load_nli, NLI + 'a\tb\t"neutral"\n', 2, "unknown label '\"neutral\"'"),
     ("nli-sts-file", load_nli, STS + PAIR, 1, "no column gold_label"),
 ]
 
@@ -77,17 +73,6 @@ def test_bad_file_is_refused_with_file_line_and_remedy(tmp_path, load, content, 
     assert len(message) < 300 + len(str(path)) and message.isprintable()
 
 
-def test_every_malformed_row_is_counted_and_the_first_five_are_shown(tmp_path):
-    path = tmp_path / "pairs.tsv"
-    bad = ["a\tb\t6", "a\tb", "a\tb\tx", "\tb\t1", "a\tb\t-1", "a", "a\tb\t9\t9"]
-    path.write_bytes((STS + "".join(PAIR + row + "\n" for row in bad)).encode() + b"\xff\tb\t1\n")
-    with pytest.raises(InputError) as error:
-        load_kor_sts(path)
-    lines = str(error.value).splitlines()
-    assert lines[0].startswith(f"{path}:3: score '6' is not a number from 0 to 5 (8 malformed rows; correct or remove")
-    assert [line.split(":")[1] for line in lines] == ["3", "5", "7", "9", "11"]
-
-
 # KorSTS
 
 PAIRS = [("비가 온다.", "비가 내린다.", "4.8"), ("주가가 올랐다.", "금리가 내렸다.", "0.600"), ("같다", "같다", "5")]
@@ -101,12 +86,10 @@ def sts_lines(rows=PAIRS, header="sentence1\tsentence2\tscore"):
     "text",
     [
         "\n".join(sts_lines()) + "\n",
-        "\r\n".join(sts_lines()),
-        "\ufeff" + "\r\n".join(sts_lines()) + "\r\n",
-        "\r\n\r\n".join(sts_lines()) + "\n\n\n",
+        "\ufeff" + "\r\n\r\n".join(sts_lines()),
         "\n".join(sts_lines([(c, "x", a, "", b) for a, b, c in PAIRS], "score\tgenre\tsentence1\tid\tsentence2")),
     ],
-    ids=["plain", "crlf-no-final-newline", "bom", "blank-lines", "extra-columns-and-another-order"],
+    ids=["plain", "bom-crlf-blank-lines-no-final-newline", "extra-columns-and-another-order"],
 )
 def test_layouts_load_to_the_same_rows(tmp_path, text, capsys):
     path = tmp_path / "pairs.tsv"
@@ -117,23 +100,20 @@ def test_layouts_load_to_the_same_rows(tmp_path, text, capsys):
     assert capsys.readouterr().err == f"{path}: 3 pairs\n"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '"따옴표로 "가운데',
-        "한 줄\r에 CR\r",
-        "행\u2028구분\u2029자",
+def test_text_is_kept_as_it_is(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    for text in (
+        '"따옴표로 "가',
+        "한\r에 CR\r",
+        "\u2028행",
         "가\x0b\x1c\x85나",
         " 앞뒤 ",
         "\ufeffBOM",
         "N/A",
         "긴 " * 10**6,
-    ],
-)
-def test_text_is_kept_as_it_is(tmp_path, text):
-    path = tmp_path / "pairs.tsv"
-    path.write_bytes("\n".join(sts_lines([(text, "b", "2.5"), ("a", text, "0"), ("끝", "끝", "1")])).encode())
-    assert rows_of(load_kor_sts(path)) == [(text, "b", 0.5), ("a", text, 0.0), ("끝", "끝", 0.2)]
+    ):
+        path.write_bytes("\n".join(sts_lines([(text, "b", "2.5"), ("a", text, "0"), ("끝", "끝", "1")])).encode())
+        assert rows_of(load_kor_sts(path)) == [(text, "b", 0.5), ("a", text, 0.0), ("끝", "끝", 0.2)]
 
 
 def test_official_files_equal_a_plain_reading_and_their_overlap_is_told(kor_nlu, capsys):
@@ -146,10 +126,8 @@ def test_official_files_equal_a_plain_reading_and_their_overlap_is_told(kor_nlu,
         assert rows_of(loaded[name]) == list(zip(a, b, [float(text) / 5 for text in score], strict=True))
         assert len(body) == rows
     assert "not the official" not in capsys.readouterr().err
-    train, dev, test = loaded.values()
-    say_overlap(train, test, "sts-test.tsv")
-    say_overlap(train, dev, "sts-dev.tsv")
-    assert re.findall(r"(sts-\w+).tsv: (\d+) of its", capsys.readouterr().err) == [("sts-test", "2"), ("sts-dev", "3")]
+    say_overlap(loaded["sts-train.tsv"], loaded["sts-test.tsv"], "KorSTS test")
+    assert "KorSTS test: 2 of its 1,379 pairs" in capsys.readouterr().err
 
 
 def test_overlap_counts_pairs_in_any_order(tmp_path, capsys):
@@ -164,14 +142,11 @@ def test_overlap_counts_pairs_in_any_order(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", KOR_STS_ROWS)
-def test_another_file_of_an_official_name_is_loaded_and_told(tmp_path, capsys, name):
-    path = tmp_path / name
+def test_another_file_of_an_official_name_is_loaded_and_told(tmp_path, capsys):
+    path = tmp_path / "sts-test.tsv"
     path.write_text("\n".join(sts_lines()), encoding="utf-8")
     assert len(load_kor_sts(path)) == 3
-    said = capsys.readouterr().err
-    assert said.startswith(f"{path}: 3 pairs; not the official KorSTS file of {KOR_STS_ROWS[name]:,} pairs")
-    assert "lost" not in said and "copy" not in said.lower()
+    assert capsys.readouterr().err.startswith(f"{path}: 3 pairs; not the official KorSTS file of 1,379 pairs, so its ")
 
 
 # KorNLI
@@ -228,12 +203,10 @@ def test_triplets_are_those_of_a_plain_reading(tmp_path, kor_nlu):
 def test_files_are_processed_one_by_one_and_sentences_keep_their_order(tmp_path, capsys):
     a = write_nli(tmp_path / "a.tsv", [("가", "나", "entailment"), ("다", "라", "contradiction")])
     rows = [("가", "마", "contradiction"), ("다", "바", "entailment"), ("다", "사", "contradiction")]
-    assert rows_of(load_kor_nli([write_nli(tmp_path / "b.tsv", rows), a], 0)) == [
-        ("다", "바", "사"),
-        ("바", "다", "사"),
-    ]
+    b = write_nli(tmp_path / "b.tsv", rows)
+    assert rows_of(load_kor_nli([b, a], 0)) == [("다", "바", "사"), ("바", "다", "사")]
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"loading {a}", f"loading {tmp_path / 'b.tsv'}", "KorNLI: 2 triplets from 2 files"]
+    assert said == [f"loading {a}", f"loading {b}", "KorNLI: 2 triplets from 2 files"]
     rows = [("하", "가", "entailment"), ("가", "마", "contradiction"), ("마", "나", "entailment")]
     path = write_nli(tmp_path / "c.tsv", [*rows, ("바", "나", "contradiction"), ("하", "파", "contradiction")])
     assert [positive for _, positive, _ in rows_of(load_kor_nli([path], 0))[1::2]] == ["하", "가", "마", "나"]
@@ -264,14 +237,11 @@ def test_partners_are_uniform_over_the_distinct_ones_and_drawn_independently(tmp
 
 def test_only_seed_and_content_decide(tmp_path, monkeypatch):
     a, b = small_corpus(tmp_path / "a.tsv", 1), small_corpus(tmp_path / "b.tsv", 2)
-    data = load_kor_nli([a, b], 3)
-    triplets = rows_of(data)
+    triplets = rows_of(load_kor_nli([a, b], 3))
     assert rows_of(load_kor_nli([str(b), str(a)], 3)) == triplets
-    assert rows_of(other := load_kor_nli([a, b], 4)) != triplets
+    assert rows_of(load_kor_nli([a, b], 4)) != triplets
     monkeypatch.setattr(data_util, "CHUNK_ROWS", 100)
-    again = load_kor_nli(iter([b, a]), 3)
-    assert rows_of(again) == triplets
-    assert again._fingerprint == data._fingerprint != other._fingerprint  # the library's caches go by it
+    assert rows_of(load_kor_nli(iter([b, a]), 3)) == triplets
 
     elsewhere = tmp_path / "0"  # a folder that sorts before the other files' names
     elsewhere.mkdir()
@@ -310,24 +280,7 @@ def test_verify_compares_with_gits_ids(kor_nlu, tmp_path, capsys):
 
 # random files
 
-TRICKY = [
-    "\t",
-    "\n",
-    "\r",
-    "\r\n",
-    '"',
-    "'",
-    ",",
-    " ",
-    "\0",
-    "\x0b",
-    "\x1c",
-    "\x85",
-    "\u2028",
-    "\u3000",
-    "\ufeff",
-    "가",
-]
+TRICKY = [*"\t\n\r\"', \0\x0b\x1c\x85\u2028\u3000\ufeff가", "\r\n"]
 text = st.lists(st.sampled_from([token for token in TRICKY if token not in "\t\r\n"]) | st.characters(
     exclude_categories=["Cs"], exclude_characters="\t\n"), max_size=5).map("".join)  # fmt: skip
 junk = st.lists(st.sampled_from([*TRICKY, "1", "neutral"]), max_size=8).map("".join)
@@ -380,7 +333,7 @@ def test_random_files_equal_a_plain_reading(tmp_path_factory, sts, nli, block):
                 loaded = rows_of(load(path))
             except InputError as error:
                 located = [int(line) for line in re.findall(re.escape(str(path)) + r":(\d+): ", str(error))]
-                assert located == malformed[:5]
+                assert located == malformed[:5] and (not malformed or f"({len(malformed)} malformed row" in str(error))
                 assert malformed or any(reason in str(error) for reason in ("no rows", "no triplet", "highest score"))
                 continue
         assert not malformed

@@ -1,20 +1,17 @@
 """Sentence pairs from five file formats and from the hub: the same rows from each, and what is malformed located."""
 
 import csv
-import io
 import json
-import os
-import subprocess
-import sys
 import unicodedata
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
-import hub
 from kf_deberta.data.official import git_blob_id
-from kf_deberta.data.pairs import HUB, load_pairs
+from kf_deberta.data.pairs import load_pairs
 from kf_deberta.errors import InputError
 
 ROWS = [
@@ -119,38 +116,16 @@ def test_what_cannot_be_used_is_one_line_with_its_place(name, content, message, 
     assert str(error.value).startswith(str(path)) and message in str(error.value) and "\n" not in str(error.value)
 
 
-class DataHub(hub.Handler):
-    """The hub's routes for data sets: those of models under another prefix, and one more."""
-
-    def _get(self, path):
-        super()._get(path.removeprefix("datasets/").replace("/datasets/", "/models/"))
-
-
-def test_data_by_name_from_the_hub_and_then_from_its_cache(repo, tmp_path):
-    rows, (where, revision, _) = klue(500), HUB["klue-sts"]
-    parquet = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), parquet)
-    card = b"---\nconfigs:\n- config_name: sts\n  data_files:\n  - split: validation\n    path: validation-*\n---\n"
-    files = {"README.md": card, "validation-00000-of-00001.parquet": parquet.getvalue()}
-    code = "import json, sys; from kf_deberta.data.pairs import load_pairs\n"
-    code += "for line in sys.stdin: print(json.dumps(vars(load_pairs('klue-sts')), default=list), flush=True)"
-    options = {"cwd": repo, "text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with hub.serve() as server:
-        server.RequestHandlerClass = DataHub
-        server.add(where["path"], files)
-        server.repositories[where["path"]].commits[revision] = files
-        server.add(where["path"], {"README.md": b"a later commit"})
-        environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0"}
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, **options)
-        process.stdin.write("\n")
-        process.stdin.flush()
-        loaded = json.loads(process.stdout.readline())
-        assert server.asked(revision)
-    assert (loaded["name"], loaded["revision"], loaded["blob_id"]) == ("klue-sts", revision, None)
-    assert loaded["sentences1"] == [row["sentence1"] for row in rows]
-    assert loaded["sentences2"] == [row["sentence2"] for row in rows]
-    assert loaded["gold"] == pytest.approx([row["labels"]["real-label"] / 5 for row in rows])
-    assert json.loads(process.communicate("\n")[0]) == loaded  # from the cache: the hub is gone
+def test_data_by_name_comes_from_the_hub_at_its_commit(monkeypatch):
+    asked = []
+    rows = Dataset.from_list(klue(50))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or rows)
+    pairs = load_pairs("klue-sts")
+    commit = "349481ec73fff722f88e0453ca05c77a447d967c"
+    assert asked == [((), {"path": "klue/klue", "name": "sts", "split": "validation", "revision": commit})]
+    assert (pairs.name, pairs.revision, pairs.blob_id) == ("klue-sts", commit, None)
+    assert pairs.sentences1 == rows["sentence1"][:] and pairs.sentences2 == rows["sentence2"][:]
+    assert pairs.gold == pytest.approx([row["labels"]["real-label"] / 5 for row in rows])
 
 
 def test_data_of_the_hub_that_is_not_cached_is_one_line(monkeypatch):

@@ -114,10 +114,3 @@ def test_onnx_needs_no_torch_and_reads_hangul_in_any_locale(word_graph, repo, tm
     assert queries.returncode == 0 and queries.stdout.startswith("\nQuery: 비가 온다\n비가 온다 (Score: 1.0000)\n")
     nothing = subprocess.run([*command[:3], *command[4:]], stdin=subprocess.DEVNULL, capture_output=True, cwd=repo)
     assert nothing.returncode == 2 and b"/dev/stdin: no sentence in it" in nothing.stderr
-
-
-def test_the_examples_are_those_of_the_published_readme(repo):
-    from kf_deberta.data.tsv import read_sentences
-
-    corpus, queries = (read_sentences(repo / "sample" / f"search_{name}.txt") for name in ("corpus", "queries"))
-    assert (len(corpus), len(queries)) == (9, 3) and queries[0] == "한 투자자가 비트코인을 매수한다."

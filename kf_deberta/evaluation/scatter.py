@@ -11,7 +11,6 @@ from kf_deberta.errors import say, write_atomically
 from kf_deberta.evaluation.report import Record
 from kf_deberta.evaluation.scoring import FIGURES
 
-COLUMNS = 3
 HANGUL_FONTS = ("NanumGothic", "NanumBarunGothic", "Noto Sans CJK KR", "Noto Sans KR", "Malgun Gothic", "AppleGothic")
 
 
@@ -32,7 +31,7 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
     if not fonts and not all(name.isascii() for name in names):
         say("no Hangul font found, Hangul is drawn as ? (on Debian and Ubuntu: apt install fonts-nanum)")
         names = [name.encode("ascii", "replace").decode() for name in names]
-    columns = min(COLUMNS, len(results))
+    columns = min(3, len(results))
     rows = -(-len(results) // columns)
     # names are drawn as they are, `$` and `_` too
     with matplotlib.rc_context({"font.family": ["DejaVu Sans", *fonts], "text.parse_math": False}):
@@ -41,9 +40,10 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
             low, high = pairs.scale
             gold = low + (high - low) * pairs.gold
             slope, intercept = np.polyfit(gold, cosine, 1)
-            text = "\n".join(f"{figure.replace('_', ' ')} {100 * record[figure]:.2f}" for figure in FIGURES)
+            text = "\n".join(f"{f.replace('_', ' ')} {100 * record[f]:.2f}" for f in FIGURES)
             box = {"facecolor": "white", "edgecolor": "0.8", "alpha": 0.8}
-            axes = figure.add_subplot(rows, columns, number, xlabel="gold score", ylabel="cosine similarity")
+            axes = figure.add_subplot(rows, columns, number, sharey=figure.axes[0] if figure.axes else None)
+            axes.set(xlabel="gold score", ylabel="cosine similarity")
             axes.set_title(name if len(name) <= 50 else "…" + name[-49:], fontsize=9)
             axes.scatter(gold, cosine, s=6, alpha=0.35, linewidths=0)
             line = [intercept + slope * low, intercept + slope * high]

@@ -101,10 +101,8 @@ def score(similarities: np.ndarray, gold: np.ndarray) -> dict[str, float]:
 def check_gold(gold: np.ndarray, path: object, scale: tuple[float, float] = (0, 5)) -> None:
     """Raise InputError if gold scores have no correlation with anything: fewer than 2 rows, or all the same."""
     if len(gold) < 2 or np.ptp(gold) == 0:
-        same = scale[0] + gold[0] * (scale[1] - scale[0])
-        raise InputError(
-            f"{path}: all {len(gold)} scores are {same:g}; a correlation needs at least two different ones"
-        )
+        same = f"all {len(gold)} scores are {scale[0] + gold[0] * (scale[1] - scale[0]):g}"
+        raise InputError(f"{path}: {same}; a correlation needs at least two different ones")
 
 
 class PairEvaluator:
@@ -129,7 +127,10 @@ class PairEvaluator:
         pairs = encode_pairs(lambda sentences: model.encode(sentences, **options), *self.sentences)
         figures = {}
         for prefix, dimension in self.sizes.items():
-            values = score(pair_similarities(transform(pairs, dimension, "float32")), self.gold)
+            try:
+                values = score(pair_similarities(transform(pairs, dimension, "float32")), self.gold)
+            except InputError as error:
+                raise InputError(f"{self.name}: {error}") from error
             figures |= {f"{prefix}{figure}": value for figure, value in values.items()}
         return figures
 
@@ -140,6 +141,6 @@ class PairEvaluator:
             name = f"{self.name}-{dimension}" if dimension else self.name
             path = directory / f"similarity_evaluation_{name}_results.csv"
             with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(
-                    [["epoch", "steps", *FIGURES], *([row[c] for c in columns] for row in rows)]
-                )
+                writer = csv.writer(file)
+                writer.writerow(["epoch", "steps", *FIGURES])
+                writer.writerows([row[column] for column in columns] for row in rows)
