@@ -47,10 +47,11 @@ def load_kor_sts(path: str | Path) -> Dataset:
 
 
 def say_overlap(train: Dataset, other: Dataset, name: str) -> None:
-    """Say how many pairs of `other`, which is called `name`, are training pairs, their two sentences in any order."""
+    """Say how many pairs of `other`, called `name`, are training pairs with the two sentences in any order."""
     columns = ((data["sentence1"], data["sentence2"]) for data in (train, other))
     known, pairs = (list(map(frozenset, zip(*both, strict=True))) for both in columns)
-    if count := sum(map(set(known).__contains__, pairs)):
+    known = set(known)
+    if count := sum(pair in known for pair in pairs):
         say(f"{name}: {count} of its {len(pairs):,} pairs are training pairs, too")
 
 
