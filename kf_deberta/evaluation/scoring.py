@@ -1,9 +1,8 @@
 """The eight figures of the KorSTS table: correlations of four similarities with the gold scores.
 
 For sentence pairs with embeddings u and v, the similarities are cosine, negative Euclidean distance, negative
-Manhattan distance and dot product, computed in float64 so that equal ones are equal ranks; each is correlated with
-the gold score by Pearson's r and Spearman's rho (scipy). All figures are in -1..1, and are those of the library's
-EmbeddingSimilarityEvaluator to rounding.
+Manhattan distance and dot product, computed in float32 by the library functions EmbeddingSimilarityEvaluator uses;
+each is correlated with the gold score by Pearson's r and Spearman's rho (scipy). All figures are in -1..1.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def transform(pairs: PairEmbeddings, dimension: int | None, precision: str, norm
     """Truncate embeddings to their first `dimension` values, scale them to length 1, and quantize them.
 
     A `precision` other than float32 normalizes too. int8: 256 levels between each dimension's minimum and maximum
-    over the sentences of these pairs. binary: one bit per dimension (value > 0), compared as vectors of 0 and 1.
+    over the sentences of these pairs. binary: one bit per dimension (value > 0), bool, compared as 0 and 1.
     InputError if `dimension` exceeds the model's.
     """
     size = pairs.embeddings.shape[1]
@@ -68,7 +67,7 @@ def transform(pairs: PairEmbeddings, dimension: int | None, precision: str, norm
 
         embeddings = quantize_embeddings(embeddings, "int8")
     elif precision == "binary":
-        embeddings = (embeddings > 0).astype(np.int8)
+        embeddings = embeddings > 0
     return PairEmbeddings(embeddings, pairs.first, pairs.second)
 
 
@@ -77,14 +76,20 @@ def pair_similarities(pairs: PairEmbeddings) -> np.ndarray:
 
     InputError if a similarity is the same for all pairs, so that no correlation exists.
     """
-    u, v = (pairs.embeddings[rows].astype(np.float64) for rows in (pairs.first, pairs.second))
-    dot, squares = (u * v).sum(1), (u * u).sum(1) * (v * v).sum(1)
-    # the square of a binary cosine is a quotient of whole numbers, so that equal cosines are equal here
-    cosine = np.sign(dot) * np.sqrt(dot**2 / np.maximum(squares, 1e-300))
-    similarities = np.stack([cosine, -np.sqrt(((u - v) ** 2).sum(1)), -np.abs(u - v).sum(1), dot])
+    u, v = pairs.embeddings[pairs.first], pairs.embeddings[pairs.second]
+    if u.dtype == bool:  # float32 would break the many ties between bits by rounding
+        hamming, dot = (u != v).sum(1), (u & v).sum(1)
+        cosine = np.sqrt(dot**2 / np.maximum(u.sum(1) * v.sum(1), 1))
+        similarities = np.stack([cosine, -np.sqrt(hamming), -hamming, dot])
+    else:
+        from sentence_transformers import util  # seconds to import
+
+        functions = (util.pairwise_cos_sim, util.pairwise_euclidean_sim, util.pairwise_manhattan_sim)
+        u, v = u.astype(np.float32), v.astype(np.float32)
+        similarities = np.stack([f(u, v).numpy() for f in (*functions, util.pairwise_dot_score)]).astype(np.float64)
     for name, values in zip(SIMILARITIES, similarities, strict=True):
         if np.ptp(values) <= CONSTANT_SHARE * np.abs(values).max():
-            different = len(np.unique(pairs.embeddings.round(4), axis=0))
+            different = len(np.unique(pairs.embeddings.astype(np.float32).round(4), axis=0))
             raise InputError(
                 f"all pairs have the same {name} similarity, so it has no correlation: the model gives {different} "
                 f"different embeddings for {len(pairs.embeddings)} sentences; check the model and the file"
