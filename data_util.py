@@ -60,7 +60,7 @@ def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
 
     Every row counts in both directions. A sentence with at least one entailed and one contradicting partner in its
     file gives two triplets, (sentence, entailed, contradicting) and (entailed, sentence, contradicting). So their
-    number is fixed; only the partners are drawn, uniformly from the distinct ones and anew for each triplet.
+    number is fixed; only the partners are drawn, for each triplet, uniformly from the distinct ones.
 
     Args:
         paths: TSV files with columns sentence1, sentence2 and gold_label, read one by one in the order of their names.
@@ -93,7 +93,7 @@ def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:
     paths = sorted(path for path in folder.glob("*train.ko.tsv") if not path.name.startswith("."))  # ._ of macOS
     if not paths:
         reason = "no KorNLI train file (*train.ko.tsv)"
-        raise InputError(f"{folder}: {reason}; give the directory that holds KorNLI/ and KorSTS/")
+        raise InputError(f"{folder}: {reason}; give the directory with KorNLI/ and KorSTS/")
     return paths
 
 
@@ -154,7 +154,7 @@ def _used_rows(path: Path, problems: dict[int, str]) -> Iterator[tuple[str, str,
 def main() -> int:
     """Print one line for each file of the data set; 0 if all are the official ones, else 2."""
     parser = Parser(__doc__)
-    parser.add_argument("--verify", type=file_path, required=True, help="directory that holds KorNLI/ and KorSTS/")
+    parser.add_argument("--verify", type=file_path, required=True, help="directory with KorNLI/ and KorSTS/")
     results = verify(parser.parse_args().verify)
     for name, result in results.items():
         print(f"{name}: {result}")

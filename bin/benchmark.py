@@ -1,17 +1,16 @@
 """Score sentence-embedding models on KorSTS and other pairs of sentences.
 
-    python bin/benchmark.py         # the published model on KorSTS test
-    python bin/benchmark.py --model_name_or_path output/my-model jhgan/ko-sbert-sts
-    python bin/benchmark.py --model_name_or_path models/my-model.onnx --output a.json
+    python bin/benchmark.py                # the published model, KorSTS test
+    python bin/benchmark.py --model_name_or_path output/my-model my-model.onnx
     python bin/benchmark.py --truncate_dims 768,256,64 --precision float32,int8
     python bin/benchmark.py --data korsts klue-sts sts17  # and their average
-    python bin/benchmark.py --data my.csv --columns text1,text2,score --scale 0,1
-    python bin/benchmark.py --published                   # the published rows
+    python bin/benchmark.py --data my.csv --columns a,b,score --scale 0,1
+    python bin/benchmark.py --published    # the published rows alone
 
-Prints eight correlations times 100 of each model as Markdown, beside published
-rows, with 95% intervals and paired differences to the first model. p-values are
-two-sided bootstrap p-values. The exit status is 2 if a model could not be
-scored; the results of the others are printed and saved all the same.
+Prints eight correlations times 100 of each model as Markdown, with published
+rows, 95% intervals, and paired differences to the first model with two-sided
+bootstrap p-values. The exit status is 2 if a model could not be scored; the
+results of the others are printed and saved all the same.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Semantic search: the corpus sentences nearest to each query by cosine similarity.
+"""Semantic search: the sentences of a corpus nearest to each query by cosine.
 
     python bin/search.py                    # three queries, nine sentences
     python bin/search.py "은행에서 대출을 상환하는 고객이 있다."

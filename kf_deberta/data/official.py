@@ -56,12 +56,12 @@ def not_official(path: Path, rows: int) -> str:
 def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
     """Clone the data set (KorNLI/ and KorSTS/, about 160 MB) to `path`, unless something is there already.
 
-    What is at `path` is neither checked nor changed; an empty directory, as docker makes it for a missing mount, is
-    filled. The data set appears there whole, or not at all. Several processes may do this: the first one wins.
+    What is at `path` is neither checked nor changed; only an empty directory, which docker makes for a missing mount,
+    is filled. The data set appears there whole, or not at all. Several processes may do this: the first one wins.
 
     Raises:
-        InputError: `path` is neither DEFAULT_PATH nor to be filled by `download`, so that a typo is told; git is
-            missing, the server does not answer, or the clone does not hold the official files.
+        InputError: `path` is not DEFAULT_PATH and `download` is False; git is missing, the server does not answer, or
+            the files of the clone are not the official ones.
     """
     is_empty = path.is_dir() and all(child.name.startswith(".") for child in path.iterdir())
     if os.path.lexists(path) and not is_empty:

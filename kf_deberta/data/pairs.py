@@ -93,11 +93,11 @@ def _read_records(path: Path) -> Iterator[tuple[int, list]]:
 def _load_from_hub(name: str) -> Pairs:
     import datasets  # a second to import, which --help does not need
 
-    where, revision, columns = HUB[name]
+    arguments, revision, columns = HUB[name]
     try:
-        table = datasets.load_dataset(**where, revision=revision).flatten()
+        table = datasets.load_dataset(**arguments, revision=revision).flatten()
     except Exception as error:  # the library raises a type of its own for each way to fail
-        reason = f"{where['path']} is not cached and cannot be downloaded ({one_line(error)})"
+        reason = f"{arguments['path']} is not cached and cannot be downloaded ({one_line(error)})"
         raise InputError(f"{name}: {reason}; connect to the internet, or give a file to --data") from error
     rows = enumerate(zip(*(table[column] for column in columns), strict=True), start=1)
-    return Pairs(name, *check_pairs(where["path"], rows, {}).values(), revision=revision)
+    return Pairs(name, *check_pairs(arguments["path"], rows, {}).values(), revision=revision)

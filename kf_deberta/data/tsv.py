@@ -94,7 +94,7 @@ def select(
 
 
 def check_pairs(
-    where: object, rows: Iterable[tuple[int, Sequence]], problems: dict[int, str], scale: tuple[float, float] = SCALE
+    source: object, rows: Iterable[tuple[int, Sequence]], problems: dict[int, str], scale: tuple[float, float] = SCALE
 ) -> dict[str, list[str] | np.ndarray]:
     """Return the columns sentence1, sentence2 and score of numbered rows; the ends of `scale` become scores 0 and 1.
 
@@ -113,17 +113,17 @@ def check_pairs(
             if not isinstance(sentence, str) or not sentence.strip():
                 problems[line] = f"the {name} sentence is empty or no text"
         pairs.append((first, second, (value - low) / (high - low)))
-    raise_if_malformed(where, problems)
+    raise_if_malformed(source, problems)
     if not pairs:
-        raise InputError(f"{where}: no rows; give a file with sentence pairs")
+        raise InputError(f"{source}: no rows; give a file with sentence pairs")
     sentences1, sentences2, scores = map(list, zip(*pairs, strict=True))
     return {"sentence1": sentences1, "sentence2": sentences2, "score": np.array(scores)}
 
 
-def raise_if_malformed(where: object, problems: dict[int, str]) -> None:
+def raise_if_malformed(source: object, problems: dict[int, str]) -> None:
     """Raise InputError for {line: what is wrong}, if there is any: the first five lines, and how many there are."""
     if problems:
-        first, *others = [f"{where}:{line}: {problems[line]}" for line in sorted(problems)[:SHOWN_PROBLEMS]]
+        first, *others = [f"{source}:{line}: {problems[line]}" for line in sorted(problems)[:SHOWN_PROBLEMS]]
         remedy = f"({len(problems):,} malformed row{'s' * (len(problems) > 1)}; correct or remove every such row)"
         raise InputError("\n  ".join((f"{first} {remedy}", *others)))
 

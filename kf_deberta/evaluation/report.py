@@ -69,7 +69,7 @@ def published_table() -> str:
 
 
 def report(records: Sequence[Record], with_published: bool = True, reproduces: str | None = None) -> str:
-    """Return Markdown of everything the records hold: a section for each data set, then the averages.
+    """Return the records as Markdown: a section for each data set, then the averages.
 
     Args:
         records: records of any number of data sets.
