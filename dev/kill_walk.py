@@ -1,12 +1,16 @@
-"""Kill a training run at every file-system event in its output directory, resume it, compare with the unbroken run.
+"""Kill a training run at every file-system event in its output directory,
+resume it, and compare what it leaves with the unbroken run.
 
-Each run is a forked child of this process; an audit hook in it counts the events (mkdir, open for writing, rename,
-remove) and ends it by SIGKILL before event N. Compared are weights, CSV files, figures and the names of all files.
+Each run is a forked child; an audit hook in it counts the events (mkdir, open
+for writing, rename, remove) and ends it by SIGKILL before event N. Compared
+are weights, CSV files, figures and the names of all files.
 
     python dev/kill_walk.py --model_name_or_path BASE --dataset_path DATA
-    python dev/kill_walk.py --model_name_or_path BASE --dataset_path DATA --recipes sts --every 7
+    python dev/kill_walk.py --model_name_or_path BASE --dataset_path DATA \\
+        --recipes sts --every 7
 
-BASE should be tiny (sample/build_base.py makes one). Prints one line per recipe; exit status 1 where a run differs.
+BASE should be tiny (sample/build_base.py builds one). Prints one line per
+recipe; exit status 1 if a run differs.
 """
 
 import collections
@@ -19,26 +23,28 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kf_deberta.cli import Parser, count, file_path, model_name, one_of, run, several
+from kf_deberta.errors import run
+from kf_deberta.flags import Parser, count, file_path, model_name
+from kf_deberta.training.resume import FINISHED
 
-RECIPES = {"multi": "training_multi_task", "nli": "training_nli", "sts": "training_sts"}
+RECIPES = {"multi_task": ["--nli_batch_size", "16"], "nli": ["--batch_size", "16"], "sts": []}
+RECIPES["recommended"] = ["--nli_batch_size", "16", "--sts_seeds", "1,2"]
 FLAGS = ["--eval_steps", "2", "--save_steps", "1", "--logging_steps", "1", "--output_dir", "out"]
-EXTRA = {"multi": ["--nli_batch_size", "16"]}
 EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 def main() -> int:
     """Walk over the events of each recipe."""
     parser = Parser(__doc__)
-    parser.add_argument("--model_name_or_path", type=model_name, required=True, help="tiny base encoder")
-    parser.add_argument("--dataset_path", type=file_path, required=True, help="folder of KorNLI/ and KorSTS/")
-    parser.add_argument("--recipes", type=several(one_of(*RECIPES)), default=list(RECIPES), help="recipes")
-    parser.add_argument("--every", type=count, default=1, help="kill at every N-th event only")
-    parser.add_argument("--max_rounds", type=count, default=3, help="rounds of each run")
-    parser.add_argument("--first", type=count, default=1, help="first event to kill at")
+    add = parser.add_argument
+    add("--model_name_or_path", type=model_name, required=True, help="tiny base encoder")
+    add("--dataset_path", type=file_path, required=True, help="directory of KorNLI/ and KorSTS/")
+    add("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes")
+    add("--every", type=count, default=1, help="kill at every N-th event only")
+    add("--max_rounds", type=count, default=3, help="rounds of each run, or of each stage")
     args = parser.parse_args()
-    import matplotlib.pyplot  # noqa: F401 (once, for all children)
     import torch
+    from matplotlib.figure import Figure  # noqa: F401 (once, for all children)
 
     import kf_deberta.training.loop  # noqa: F401
 
@@ -49,24 +55,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         for recipe in args.recipes:
-            differing += walk(recipe, flags + EXTRA.get(recipe, []), args.first, args.every)
+            differing += walk(recipe, flags + RECIPES[recipe], args.every)
     return 1 if differing else 0
 
 
-def walk(recipe: str, flags: list[str], first: int, every: int) -> int:
+def walk(recipe: str, flags: list[str], every: int) -> int:
     """Kill the recipe at its events, print what became of it, and return how many resumed runs differ."""
     status, events = child(recipe, flags)
     assert status == 0, Path("log").read_text(errors="replace")[-3000:]
     expected = outcome()
     ends = collections.Counter()
-    for number in range(first, events + 1, every):
+    for number in range(1, events + 1, every):
         shutil.rmtree("out")
         assert child(recipe, flags, kill_at=number)[0] == -signal.SIGKILL
-        status, _ = child(recipe, ["--resume", "--output_dir", "out"])
         end = "same"
+        status, _ = child(recipe, ["--resume", "--output_dir", "out"])
         if status == 2 and "no unfinished run" in Path("log").read_text(errors="replace"):
-            end = "nothing to resume yet"
-            status, _ = child(recipe, flags)
+            if not list(Path("out").glob(f"*/{FINISHED}")):
+                status, _ = child(recipe, flags)
+            status, end = 0, "nothing to resume"
         found = outcome() if status == 0 else {"exit status": status}
         if found != expected:
             wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key, 0) != found.get(key, 0))
@@ -88,7 +95,7 @@ def child(recipe: str, flags: list[str], kill_at: int | None = None) -> tuple[in
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        module = __import__(RECIPES[recipe])
+        module = __import__(f"training_{recipe}")
         sys.argv = [module.__file__, *flags]
         output, seen = os.path.abspath("out"), [0]
 
@@ -96,12 +103,10 @@ def child(recipe: str, flags: list[str], kill_at: int | None = None) -> tuple[in
             if event == "open":
                 writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
                 inside = writes and isinstance(arguments[0], str) and os.path.abspath(arguments[0]).startswith(output)
-            else:  # by shutil.rmtree with names relative to a directory's number
+            else:  # shutil.rmtree names files relative to a directory's descriptor
+                by_descriptor = event in ("os.remove", "os.rmdir") and arguments[-1] not in (-1, None)
                 inside = event in EVENTS and (
-                    arguments[-1] not in (-1, None)
-                    and isinstance(arguments[-1], int)
-                    and event in ("os.remove", "os.rmdir")
-                    or os.path.abspath(os.fspath(arguments[0])).startswith(output)
+                    by_descriptor or os.path.abspath(os.fspath(arguments[0])).startswith(output)
                 )
             if inside:
                 seen[0] += 1
@@ -125,13 +130,13 @@ def child(recipe: str, flags: list[str], kill_at: int | None = None) -> tuple[in
 
 def outcome() -> dict[str, object]:
     """Return what the newest run in out/ left: every file by name, with the content that a broken run must equal."""
-    newest = max(Path("out").iterdir(), key=lambda path: path.name[-19:])
+    newest = max((path.parent for path in Path("out").glob(f"*/{FINISHED}")), key=lambda path: path.name[-19:])
     found: dict[str, object] = {}
     for file in newest.rglob("*"):
         name = str(file.relative_to(newest))
         found[name] = file.read_bytes() if file.suffix in (".safetensors", ".csv") else None
-    facts = json.loads((newest / "training_arguments.json").read_text())
-    return found | {"figures": facts}
+    facts = json.loads((newest / FINISHED).read_text())
+    return found | {"figures": {name: facts[name] for name in ("baseline", "dev", "test", "stages")}}
 
 
 if __name__ == "__main__":
