@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained, scored and exported model on the small corpus in sample/: no hub, no data set.
-# Needs Python 3.11 to 3.13 and, the first time, PyPI. One to two minutes on 2 cores after the installation; what an
-# earlier demo left in output/demo is replaced.
+# Needs Python 3.11 to 3.13 and, the first time, PyPI. About a minute on 2 cores after the installation; what an earlier
+# demo left in output/demo is replaced.
 #
 #   ./bin/demo.sh
 set -euo pipefail
@@ -10,7 +10,7 @@ case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' bin/demo.sh && exit ;;
 source bin/setup.sh
 setup_venv requirements.txt
 
-# one thread: for a model this small more threads only wait for each other
+# one thread: for a model this small, more threads only wait for each other
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 demo=output/demo
 rm -rf "$demo" && mkdir -p "$demo"
@@ -34,22 +34,17 @@ echo "== 5/5 search with the exported graph"
 graph=$(ls "$demo"/onnx/*.onnx | grep -v -- -int8)
 python bin/search.py --onnx "$graph" "은행에서 대출을 상환하는 고객이 있다." --top_k 3
 
-python - "$run" "$demo" <<'PYTHON'
-import json, pathlib, sys
+python - "$demo" <<'PYTHON'
+import json, sys
 
-run, demo = map(pathlib.Path, sys.argv[1:])
-base, trained = json.loads((demo / "results.json").read_text(encoding="utf-8"))
-low, high = (100 * trained[f"cosine_spearman_difference_{end}"] for end in ("low", "high"))
+base, trained = json.load(open(f"{sys.argv[1]}/results.json", encoding="utf-8"))
+gain, low, high = (100 * trained[f"cosine_spearman_difference{end}"] for end in ("", "_low", "_high"))
 print(f"""
 == Summary: sample/KorSTS/sts-test.tsv, cosine Spearman x100
    untrained base {100 * base["cosine_spearman"]:.2f} -> trained {100 * trained["cosine_spearman"]:.2f}
-   gain {100 * trained["cosine_spearman_difference"]:.2f}, paired bootstrap 95% interval {low:.2f} to {high:.2f}
-   Toy figures on a toy corpus: they say nothing about the real model.
+   gain {gain:.2f}, paired bootstrap 95% interval {low:.2f} to {high:.2f}
+   A toy corpus: these figures say nothing about the real model.
 
-   model      {run}
-   curves     {run}/training_curves.png
-   table      {demo}/results.md, {demo}/results.json
-   ONNX       {", ".join(str(path) for path in sorted((demo / "onnx").glob("*.onnx")))}
-
+   {sys.argv[1]} has the model with its card and curves, the table (results.md) and the ONNX models (onnx/).
    Next, the real model, with the internet and a GPU:  ./bin/reproduce.sh""")
 PYTHON

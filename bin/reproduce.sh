@@ -1,43 +1,33 @@
 #!/usr/bin/env bash
-# The published recipe on the real base and data, for the owner of a GPU: fetch, train, score, compare, export.
-# A run that was stopped goes on where it stopped; a finished one is not trained again.
+# The published recipe on the real base and data, for the owner of a GPU: train, score beside the published model,
+# export. A run that was stopped goes on; a finished one is not trained again.
 #
-#   ./bin/reproduce.sh             float32, as published
-#   ./bin/reproduce.sh --bf16      flags go to training_multi_task.py
-#   ./bin/reproduce.sh --best      the recommended recipe too (./bin/train.sh best), scored beside both; flags go to both
+#   ./bin/reproduce.sh                    float32, as published
+#   ./bin/reproduce.sh --bf16             flags are passed on to the training script
+#   ./bin/reproduce.sh --recommended      the recommended recipe too, compared with both; only as the first flag
 #
-# Needs the internet for the base model and the data set (160 MB), and a GPU. Estimated from operation counts, not
-# measured with the real base: under an hour and about 16 GB of GPU memory in float32 on a current data-center GPU;
-# 8 GB of disk for checkpoints. Smaller memory: --nli_mini_batch_size 32 (the same result).
+# Needs the internet for the base (746 MB) and the data (160 MB). Estimated from operation counts, not measured with the
+# real base: under an hour and 16 GB of memory in float32 on one data-center GPU, 9 GB of disk. With less memory:
+# --nli_mini_batch_size 32, the same result.
 set -euo pipefail
-CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
-case "${1:-}" in -h | --help) sed -n '2,12s/^# \{0,1\}//p' bin/reproduce.sh && exit ;; esac
-source bin/setup.sh
-best= flags=() output=output/reproduce
-for flag in "$@"; do if [ "$flag" = --best ]; then best=1; else flags+=("$flag"); fi; done
-set -- ${flags[@]+"${flags[@]}"}
-sort_flags "$@"
-setup_venv requirements.txt
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
+recipes=(multi_task)
+if [ "${1:-}" = --recommended ]; then recipes=(multi_task recommended) && shift; fi
+here=$PWD && cd "$root" && source bin/setup.sh && setup_venv requirements.txt && cd "$here"
 
-# 1. Train; the data set is fetched and verified where it is absent
-train_once "$output" training_multi_task.py "$@"
-published=$run
-if [ "$best" ]; then
-    ./bin/train.sh best "$@"
-    run=output/best/model
-fi
+# 1. Train; each run is in $PWD/output/reproduce/RECIPE
+runs=()
+for recipe in "${recipes[@]}"; do
+    output=output/reproduce/$recipe
+    run=$(ls -d "$output"/*/args.json 2>/dev/null | tail -n 1 || true)
+    python "$root/training_$recipe.py" "$@" --output_dir "$output" ${run:+--resume "${run%/args.json}"}
+    runs=("$(dirname "$(ls -d "$output"/*/results.json | tail -n 1)")" ${runs[@]+"${runs[@]}"})
+done
+data=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["args"]["dataset_path"])' "${runs[0]}/args.json")
 
-# 2. Score it beside the published model, which is downloaded: by how much it is better, or whether the row is reached
-data=($trust ${dataset:+--sts_dataset_path "$dataset/KorSTS"})
-if [ "$best" ]; then
-    python bin/benchmark.py --model_name_or_path "$run" "$published" upskyy/kf-deberta-multitask \
-        ${data[@]+"${data[@]}"} --output "$output/results_best.json"
-else
-    python bin/benchmark.py --model_name_or_path "$run" upskyy/kf-deberta-multitask \
-        ${data[@]+"${data[@]}"} --reproduces upskyy/kf-deberta-multitask --output "$output/results.json"
-fi
-
-# 3. Export
-python bin/export_onnx.py --model_name_or_path "$run" --output_dir "$output/onnx${best:+_best}" --quantize \
-    ${data[@]+"${data[@]}"}
-echo "== done: $run, $output/results${best:+_best}.json, $output/onnx${best:+_best}"
+# 2. Score beside the published model, which is downloaded; then export
+python "$root/bin/benchmark.py" --model_name_or_path "${runs[@]}" upskyy/kf-deberta-multitask --sts_dataset_path "$data/KorSTS" \
+    --reproduces upskyy/kf-deberta-multitask --output output/reproduce/results.json
+python "$root/bin/export_onnx.py" --model_name_or_path "${runs[0]}" --output_dir output/reproduce/onnx --quantize \
+    --sts_dataset_path "$data/KorSTS"

@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
 # Set up .venv with the development requirements, then lint, check the format and run all tests.
-# Arguments go to pytest: ./bin/test.sh -k recipe
+# Arguments are passed on to pytest: ./bin/test.sh -k recipe
 set -euo pipefail
 CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,3s/^# \{0,1\}//p' bin/test.sh && exit ;; esac
 source bin/setup.sh
 setup_venv requirements-dev.txt requirements.txt
-
-dev/onnx_clients.sh # once; what cannot be installed is skipped
 
 ruff check .
 ruff format --check .
