@@ -1,82 +1,97 @@
 """Fine-tune a Korean encoder on KorNLI triplets alone.
 
-One epoch of MultipleNegativesRankingLoss in batches of 64 triplets without duplicate texts, scored on KorSTS.
+One epoch of MultipleNegativesRankingLoss in batches of 64 triplets without
+duplicate texts; the best round is chosen and scored on KorSTS.
 
     python training_nli.py
     python training_nli.py --model_name_or_path klue/roberta-base --bf16
-    python training_nli.py --max_rounds 100                              # a short look
+    python training_nli.py --max_rounds 100                # a short look
     python training_nli.py --batch_size 2048 --nli_mini_batch_size 128
-    torchrun --nproc_per_node 4 training_nli.py                          # the batch size stays global
-    python training_nli.py --resume                                      # the newest unfinished run
+    torchrun --nproc_per_node 4 training_nli.py            # batches are totals
+    python training_nli.py --resume              # the newest unfinished run
 """
 
-from kf_deberta.cli import run
-from kf_deberta.training.flags import parse_flags, training_arguments
+from kf_deberta.errors import run
+from kf_deberta.flags import Parser, Several, add_run_flags, count, not_negative, positive, seed, warmup
+from kf_deberta.training.resume import parse_flags
 
-# Every number is a flag. Source: training_nli.py of the original repository
-RECIPE = {
-    "num_epochs": 1,  # one pass over the triplets
-    "batch_size": 64,  # triplets per step, no text twice
-    "max_seq_length": 128,  # tokens per sentence
-    "scale": 20.0,  # factor on the cosines in MultipleNegativesRankingLoss
-    "learning_rate": 2e-5,  # peak
-    "weight_decay": 0.01,  # none on biases and LayerNorm
-    "max_grad_norm": 1.0,  # clipped per step
-    "warmup_steps": 0.1,  # of the steps, linear from 0
-    "lr_scheduler_type": "linear",  # to 0 at the last step
-    "eval_steps": 1000,  # steps within an epoch; one more evaluation at its end
-    "seed": 777,  # triplets, order of batches, dropout
-}
+
+def get_parser() -> Parser:
+    """Every number of the recipe. Source: training_nli.py of the original repository."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--num_epochs", type=count, default=1, help="passes over the triplets")
+    add("--batch_size", type=count, default=64, help="triplets per step, no text twice")
+    add("--max_seq_length", type=count, default=128, help="tokens, after which a sentence is truncated")
+    add("--normalize", action="store_true", help="embeddings of length 1, by a Normalize module")
+    add("--scale", type=positive, default=20.0, help="factor on the cosines in the ranking loss")
+    add("--learning_rate", type=positive, default=2e-5, help="peak")
+    add("--lr_scheduler_type", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="schedule")
+    add("--warmup_steps", type=warmup, default=0.1, help="rounds of warm-up; below 1, a share of all rounds")
+    add("--weight_decay", type=not_negative, default=0.01, help="of AdamW; none on biases and LayerNorm")
+    add("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm in each step")
+    add("--eval_steps", type=count, default=1000, help="rounds of an epoch between evaluations; one more at its end")
+    add("--seed", type=seed, default=777, help="of triplets, order of batches, dropout")
+    add("--max_rounds", type=count, help="stop after these rounds, which the schedule then spans (default: all)")
+    add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
+    add(
+        "--matryoshka_dims",
+        type=count,
+        action=Several,
+        help="train truncated embeddings too, as 768,256 (default: off)",
+    )
+    add_run_flags(parser, output_prefix="kor_nli_")
+    return parser
 
 
 def main() -> None:
     """Train by the NLI recipe."""
-    # 1. Flags; what takes seconds to import comes after them
-    args = parse_flags(__doc__, RECIPE, output_prefix="kor_nli_")
+    # 1. Flags; then the libraries, which take seconds to import
+    args = parse_flags(get_parser())
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
+        MatryoshkaLoss,
         MultipleNegativesRankingLoss,
     )
 
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
-    from kf_deberta.data.download import ensure_kor_nlu_datasets
-    from kf_deberta.training.batches import TripletBatchSampler
-    from kf_deberta.training.loop import kor_sts_evaluator, load_base, train_and_score, with_matryoshka
-    from kf_deberta.training.trainer import MultiTaskTrainer
+    from kf_deberta.data.official import ensure_kor_nlu_datasets
+    from kf_deberta.evaluation.scoring import PairEvaluator
+    from kf_deberta.training.batches import TripletBatches
+    from kf_deberta.training.loop import Objective, train
+    from kf_deberta.training.run import Run, load_base
 
-    training_args = training_arguments(args)
+    run = Run(args)
 
-    # 2. Data: triplets from every KorNLI train file
-    root = args.dataset_path
-    with training_args.main_process_first():
-        ensure_kor_nlu_datasets(root)  # cloned where it is absent
-    nli = load_kor_nli(find_kor_nli_train_files(root), seed=args.seed)
-    dev_file, test_file = (root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test"))
-    dev = kor_sts_evaluator(load_kor_sts(dev_file), dev_file, args)
-    test = kor_sts_evaluator(load_kor_sts(test_file), test_file, args)
-
-    # 3. Model: the encoder with mean pooling, in float32
-    model = load_base(args)
-
-    # 4. Loss; in-batch negatives come from all processes
-    ranking = {"scale": args.scale, "gather_across_devices": training_args.world_size > 1}
-    if args.nli_mini_batch_size:  # the same result in several small passes
-        nli_loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
-    else:
-        nli_loss = MultipleNegativesRankingLoss(model, **ranking)
-
-    # 5. Train on full batches in which no text occurs twice
-    trainer = MultiTaskTrainer(
-        model=model,
-        args=training_args,
-        train_dataset={"nli": nli},
-        loss=with_matryoshka(model, {"nli": nli_loss}, args.matryoshka_dims),
-        batch_samplers={"nli": TripletBatchSampler(nli, args.batch_size, args.seed)},
-        evaluator=dev,
+    # 2. Data: triplets of every KorNLI train file; KorSTS dev and test
+    run.on_first(lambda: ensure_kor_nlu_datasets(args.dataset_path, args.download))
+    nli_files = find_kor_nli_train_files(args.dataset_path)
+    sts_files = [args.dataset_path / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test")]
+    nli = load_kor_nli(nli_files, args.seed)
+    dev, test = (
+        PairEvaluator(load_kor_sts(file), file.stem, args.eval_batch_size, args.matryoshka_dims or ())
+        for file in sts_files
     )
 
-    # 6. Reload the best on dev from disk, score it on test
-    train_and_score(trainer, args, test)
+    # 3. Model: the encoder with mean pooling, in float32
+    model = load_base(args, dev.sentences[0])
+    run.begin(model, test, [*nli_files, *sts_files])
+
+    # 4. Objective; the negatives of a triplet are all other texts of its batch, over all processes
+    ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
+    if args.nli_mini_batch_size:
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+    else:
+        loss = MultipleNegativesRankingLoss(model, **ranking)
+    if args.matryoshka_dims:
+        loss = MatryoshkaLoss(model, loss, args.matryoshka_dims)
+    objectives = [Objective("nli", nli, TripletBatches(nli, args.batch_size, args.seed), loss)]
+
+    # 5. Train; the model gets the weights that were best on dev
+    state = train(model, objectives, dev, run.directory, args, run)
+
+    # 6. Save it, score it on test, write the card
+    run.finish(model, test, {"": (objectives, state, args)})
 
 
 if __name__ == "__main__":

@@ -33,8 +33,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class InputError(Exception):
-    """What the user gave cannot be used; the message says what is wrong, where, and the remedy."""
+from kf_deberta.errors import InputError  # noqa: E402
 
 
 def run(main: Callable[[], int | None]) -> None:

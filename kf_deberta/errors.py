@@ -15,7 +15,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 STATUS = 2  # exit status for input that cannot be used
-PIPE_SECONDS = 30  # between two states of a progress bar if stderr is not a terminal
 OTHERS_WAIT_SECONDS = 10  # torchrun ends the other processes within this time after the first error
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -83,12 +82,6 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-def progress(total: int, desc: str, unit: str, initial: int = 0, disable: bool = False) -> tqdm:
-    """Return a progress bar on stderr, which is updated rarely if stderr is not a terminal."""
-    seconds = 0.1 if sys.stderr.isatty() else PIPE_SECONDS
-    return tqdm(total=total, desc=desc, unit=f" {unit}", initial=initial, mininterval=seconds, disable=disable)
-
-
 def one_line(error: Exception, length: int = 200) -> str:
     """Return the message of `error` on one line of at most `length` characters."""
     return " ".join(str(error).split())[:length] or type(error).__name__
@@ -110,28 +103,36 @@ def check_writable(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path, remedy: str = "free space or choose another directory") -> Iterator[Path]:
+def writing(path: Path, remedy: str = "free space or choose another directory") -> Iterator[None]:
+    """Raise InputError for every library's way to say that `path` cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        # torch and safetensors raise types of their own for a full disk, tokenizers a bare Exception
+        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in ("SafetensorError", "Exception")
+        if is_out_of_memory(error) or not (of_libraries or isinstance(error, OSError)):
+            raise
+        raise InputError(f"{path}: cannot be written ({one_line(error)}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, **remedy: str) -> Iterator[Path]:
     """Yield a path in the same directory, for a file or a directory, which replaces `path` if the block ends well.
 
     Raises:
         InputError: it cannot be written; nothing is left of it, and an existing `path` stays as it was.
     """
     temporary = path.with_name(f".part-{path.name}")
-    _remove(temporary)  # left by a process that was killed
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_dir():
-            _remove(path)  # os.replace takes no directory that is not empty
-        temporary.replace(path)
-    except Exception as error:
-        # for a full disk torch and safetensors raise types of their own, and tokenizers a bare Exception
-        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in ("SafetensorError", "Exception")
-        if is_out_of_memory(error) or not (of_libraries or isinstance(error, OSError)):
-            raise
-        raise InputError(f"{path}: cannot be written ({one_line(error)}); {remedy}") from error
-    finally:
-        _remove(temporary)
+    with writing(path, **remedy):
+        _remove(temporary)  # left by a process that was killed
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_dir():
+                _remove(path)  # os.replace takes no directory that is not empty
+            temporary.replace(path)
+        finally:
+            _remove(temporary)
 
 
 def _remove(path: Path) -> None:

@@ -80,11 +80,19 @@ def file_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def warmup(text: str) -> float:
+    """Return a share of all rounds, below 1, or a whole number of rounds."""
+    value = number(float, least=0)(text)
+    if value >= 1 and value % 1:
+        raise argparse.ArgumentTypeError(f"must be a share below 1, or a whole number of rounds, not {text}")
+    return value
+
+
 count = number(int, least=1)
 seed = number(int, least=0, most=2**32 - 1)
 positive = number(float, above=0)
 not_negative = number(float, least=0)
-model_name.metavar, file_path.metavar = "MODEL", "PATH"
+model_name.metavar, file_path.metavar, warmup.metavar = "MODEL", "PATH", "X"
 
 
 def add_run_flags(parser: Parser, output_prefix: str) -> None:
@@ -113,7 +121,7 @@ def add_run_flags(parser: Parser, output_prefix: str) -> None:
     add("--torch_compile", action="store_true", help="compile the encoder with torch.compile")
     add("--dataloader_num_workers", type=number(int, least=0), default=0, help="processes that tokenize per objective")
     trackers = ["tensorboard", "wandb"]
-    add("--report_to", nargs="+", choices=trackers, default=[], help="trackers to log to (default: none)")
+    add("--report_to", nargs="+", choices=trackers, help="trackers to log to (default: none)")
     add("--run_name", metavar="TEXT", help="name of the run in the trackers (default: its directory)")
 
 

@@ -1,7 +1,9 @@
 """Fixtures: scripts run as a user runs them, a tiny model made on the spot, the shared data where it is at hand."""
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,16 @@ def toy_base(tmp_path_factory) -> Path:
 
     path = tmp_path_factory.mktemp("toy") / "toy-base"
     build_base(path, hidden_size=32, num_hidden_layers=2, vocab_size=1200)
+    return path
+
+
+@pytest.fixture(scope="session")
+def still_base(toy_base, tmp_path_factory) -> Path:
+    """The toy base without dropout."""
+    path = shutil.copytree(toy_base, tmp_path_factory.mktemp("still") / "still-base")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return path
 
 

@@ -1,74 +1,124 @@
-"""Two gloo processes follow one process: same objective at the same step, same losses, same weights (dropout 0)."""
+"""Two gloo processes follow one process, and an error of one ends both with one line."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-FLAGS = ["--max_rounds", 5, "--eval_steps", 100, "--logging_steps", 1, "--nli_batch_size", 32, "--learning_rate", 1e-3]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FLAGS = ["--logging_steps", 1, "--learning_rate", 1e-3]
 
 
-@pytest.fixture(scope="module")
-def still_base(toy_base, tmp_path_factory):
-    """The toy base without dropout."""
-    from transformers import AutoModel, AutoTokenizer
-
-    path = tmp_path_factory.mktemp("still") / "still-base"
-    model = AutoModel.from_pretrained(toy_base)
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
-    model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(toy_base).save_pretrained(path)
-    return path
+def start(repo, script, base, data, output, *flags, launcher=TORCHRUN, code=None):
+    words = ["--model_name_or_path", base, "--dataset_path", data, "--output_dir", output, *FLAGS, *flags]
+    file = repo / script
+    if code:  # what goes wrong, before the script runs
+        file = output.with_suffix(".py")
+        file.write_text(f"import sys\nsys.path.insert(0, {str(repo)!r})\n{code}\nimport {script[:-3]} as script\n"
+                        f"from kf_deberta.errors import run\nrun(script.main)\n")  # fmt: skip
+    return subprocess.run([*launcher, str(file), *map(str, words)], capture_output=True, text=True, timeout=240)
 
 
-def train(repo, base, data, output, *extra, processes=1):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    flags = ["--model_name_or_path", base, "--dataset_path", data, "--output_dir", output, *FLAGS, *extra]
-    command = [*launcher, str(repo / "training_multi_task.py"), *map(str, flags)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
+def result_of(output):
     (directory,) = output.iterdir()
-    history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
-    rows = [row for row in history if "round" in row]
-    return rows, load_file(directory / "model.safetensors"), result.stdout
+    log = [row for row in json.loads(next(directory.rglob("log.json")).read_text())["log"] if "epoch" not in row]
+    return log, load_file(directory / "model.safetensors"), json.loads((directory / "results.json").read_text())
 
 
-def assert_same(left, right):
-    assert len(left[0]) == len(right[0]) == 5
-    for row, other in zip(left[0], right[0], strict=True):
-        for name in ("nli", "sts"):
-            assert row[f"{name}_loss"] == pytest.approx(other[f"{name}_loss"], rel=1e-4)
-            assert row[f"{name}_grad_norm"] == pytest.approx(other[f"{name}_grad_norm"], rel=1e-3)
-            assert row[f"{name}_learning_rate"] == other[f"{name}_learning_rate"]
-    for name, value in left[1].items():
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("training_multi_task.py", ["--max_rounds", 5, "--nli_batch_size", 32, "--nli_mini_batch_size", 8]),
+        ("training_sts.py", ["--max_rounds", 5, "--sts_loss", "cosent", "--batch_size", 10]),
+    ],
+)
+def test_two_processes_follow_one(repo, still_base, toy_data, tmp_path, script, flags):
+    results = {}
+    for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
+        done = start(repo, script, still_base, toy_data, tmp_path / name, *flags, launcher=launcher)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("before training: sts-test") == 1  # only the first process prints
+        results[name] = result_of(tmp_path / name)
+    (log, weights, _), (other_log, other_weights, facts) = results["one"], results["two"]
+    assert len(log) == len(other_log) == 5 and facts["processes"] == 2
+    for row, other in zip(log, other_log, strict=True):
+        for column, value in row.items():
+            assert value == pytest.approx(other[column], rel=1e-3), column
+    for name, value in weights.items():
         # a gradient of rounding size gives an Adam step of either sign: compare by the size of the whole update
-        assert torch.allclose(value, right[1][name], atol=2e-4), name
+        assert torch.allclose(value, other_weights[name], atol=2e-4), name
 
 
-@pytest.fixture(scope="module")
-def one_process(repo, still_base, toy_data, tmp_path_factory):
-    return train(repo, still_base, toy_data, tmp_path_factory.mktemp("one"))
+CONSTANT = """
+from kf_deberta.evaluation import scoring
+original, calls = scoring.PairEvaluator.__call__, []
+def score(self, model):  # baseline and dev before training on the first process, then this
+    calls.append(1)
+    if len(calls) == 3:
+        raise scoring.InputError("sts-dev: all pairs have the same cosine similarity")
+    return original(self, model)
+scoring.PairEvaluator.__call__ = score
+"""
+DISK = """
+import torch
+save_tensors = torch.save
+def save(value, file, **options):
+    if not str(file).endswith("moments.pt"):
+        return save_tensors(value, file, **options)
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 192 vs 86: No space left on device")
+torch.save = save
+"""
+NAN = """
+import os, torch
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss as loss
+original = loss.compute_loss_from_embeddings
+def compute(self, *args):
+    return original(self, *args) * (float("nan") if os.environ["RANK"] == "1" else 1)
+loss.compute_loss_from_embeddings = compute
+"""
 
 
-def test_two_processes_follow_one(repo, still_base, toy_data, tmp_path, one_process):
-    two = train(repo, still_base, toy_data, tmp_path, processes=2)
-    assert_same(one_process, two)
-    assert two[2].count("before training: KorSTS test") == 1  # only rank 0 prints
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (CONSTANT, "all pairs have the same cosine similarity"),
+        (DISK, "checkpoint-2: cannot be written"),
+        (NAN, "non-finite loss of sts in round 1"),
+    ],
+    ids=["evaluation", "disk", "loss of the second process"],
+)
+def test_an_error_of_one_process_ends_both_with_one_line(repo, toy_base, toy_data, tmp_path, code, message):
+    begun = time.monotonic()
+    done = start(repo, "training_sts.py", toy_base, toy_data, tmp_path / "out", "--max_rounds", 2, code=code)
+    own, _, torchruns = done.stderr.partition("torch.distributed.elastic.multiprocessing")
+    (line,) = [line for line in own.splitlines() if "error: " in line] or pytest.fail(done.stderr)
+    assert message in line and "Traceback" not in own.split("E1")[0].split("W1")[0]
+    assert re.search(r"exitcode +: 2 ", torchruns) and time.monotonic() - begun < 120
 
 
-def test_mini_batches_give_the_same_result(repo, still_base, toy_data, tmp_path, one_process):
-    assert_same(one_process, train(repo, still_base, toy_data, tmp_path, "--nli_mini_batch_size", 8))
+def test_a_batch_that_processes_cannot_share_is_refused(repo, toy_base, toy_data, tmp_path):
+    done = start(repo, "training_sts.py", toy_base, toy_data, tmp_path / "out", "--batch_size", 7)
+    assert "error: --batch_size 7: not divisible by 2 processes; batch sizes are totals" in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_cosent_is_refused_where_a_batch_is_shared(repo, still_base, toy_data, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    flags = ["--model_name_or_path", still_base, "--dataset_path", toy_data, "--output_dir", tmp_path]
-    command = [*launcher, repo / "training_sts.py", "--sts_loss", "cosent", *flags]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert result.returncode != 0 and "error: --sts_loss cosent: ranks all pairs of a batch" in result.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_process_that_waits_alone_says_so_and_dies_of_sigterm(repo, toy_base, toy_data, tmp_path, run_script):
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--output_dir", tmp_path]
+    done = run_script("training_sts.py", *flags, env={"WORLD_SIZE": "2", "RANK": "0"})
+    assert done.returncode == 2 and "WORLD_SIZE is 2, but MASTER_ADDR is not set; start with torchrun" in done.stderr
+    place = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29377"}
+    import os
+
+    command = [sys.executable, str(repo / "training_sts.py"), *map(str, flags)]
+    process = subprocess.Popen(command, env=os.environ | place, stderr=subprocess.PIPE, text=True)
+    assert "then meeting 2 processes at 127.0.0.1" in process.stderr.readline()
+    time.sleep(8)  # until the libraries are loaded and it waits in C
+    process.terminate()
+    assert process.wait(timeout=10) == -15
+    shutil.rmtree(tmp_path)

@@ -1,7 +1,10 @@
-"""Runs that are killed, interrupted, resumed or damaged end like the run that nothing happened to."""
+"""Runs that are stopped, killed, damaged or out of disk go on to the end of the run that nothing happened to."""
 
+import fcntl
 import json
 import os
+import pickle
+import resource
 import shlex
 import shutil
 import signal
@@ -12,89 +15,244 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = ["--num_epochs", 3, "--eval_steps", 3, "--save_steps", 1, "--logging_steps", 1, "--nli_batch_size", 32]
+from in_process import run_here
+from kf_deberta.training import loop
+
+FLAGS = ["--num_epochs", 2, "--eval_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-3]  # 8 rounds, 7 logs
 
 
-@pytest.fixture(scope="module")
-def command(toy_base, toy_data, repo):
-    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, *FLAGS]
-    return [sys.executable, str(repo / "training_multi_task.py"), *map(str, flags)]
+@pytest.fixture
+def call(toy_base, toy_data, capsys):
+    """Run the multi-task script here, with a signal in round `at`; returns its exit status and what it printed."""
+
+    def start(output, *flags, at=None, number=signal.SIGTERM, bare=False):
+        words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, *FLAGS, "--output_dir", output]
+        original = loop.step
+
+        def step(model, objective, *rest):
+            steps[objective.name] = steps.get(objective.name, 0) + 1
+            if objective.name == "sts" and objective.schedule.last_epoch + 1 == at:
+                os.kill(os.getpid(), number)
+            return original(model, objective, *rest)
+
+        steps = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "step", step)
+            status = run_here("training_multi_task.py", *([] if bare else words), *flags)
+        return status, capsys.readouterr()
+
+    return start
 
 
-def only(directory: Path) -> Path:
-    (path,) = directory.iterdir()
-    return path
+def only(output: Path) -> Path:
+    (directory,) = output.iterdir()
+    return directory
 
 
 def outcome(directory: Path) -> tuple:
-    state = json.loads((directory / "trainer_state.json").read_text())
-    timing = ("runtime", "per_second", "total_flos", "train_loss")
-    history = [{k: v for k, v in row.items() if not any(word in k for word in timing)} for row in state["log_history"]]
-    history = [row for row in history if row.keys() - {"epoch", "step"}]
-    evaluations = sorted((directory / "eval").glob("*.csv"))
-    return history, [path.read_text() for path in evaluations], (directory / "model.safetensors").read_bytes()
+    facts = json.loads((directory / "results.json").read_text())
+    log = json.loads((directory / "log.json").read_text())
+    files = [*sorted(directory.glob("eval/*.csv")), *directory.glob("*.csv"), directory / "model.safetensors"]
+    return log, facts["test"], facts["dev"], [path.read_bytes() for path in files]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(command, tmp_path_factory):
+def whole(toy_base, toy_data, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
-    subprocess.run([*command, "--output_dir", str(output)], check=True, capture_output=True)
+    words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, *FLAGS, "--output_dir", output]
+    assert run_here("training_multi_task.py", *words) == 0
     return outcome(only(output))
 
 
-def start_and_signal(command, output, number, after_checkpoint):
-    """Start a run and send `number` as soon as the checkpoint of step `after_checkpoint` or a later one is there."""
-    process = subprocess.Popen(
-        [*command, "--output_dir", str(output)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(path.name.rsplit("-", 1)[1]) for path in output.glob("*/checkpoint-*")]
-        if any(step >= after_checkpoint for step in steps):
-            break
-        time.sleep(0.005)
-    process.send_signal(number)
-    stdout, _ = process.communicate(timeout=120)
-    return process.returncode, stdout
-
-
-def test_killed_twice_and_resumed_equals_uninterrupted(command, uninterrupted, tmp_path):
-    status, _ = start_and_signal(command, tmp_path, signal.SIGKILL, after_checkpoint=6)
-    assert status == -signal.SIGKILL
-    directory = only(tmp_path)
-    (directory / "unfinished-checkpoint" / "checkpoint-99").mkdir(parents=True, exist_ok=True)  # a kill while saving
-    (tmp_path / "copy").mkdir()
-    shutil.copytree(directory, tmp_path / "copy" / directory.name)
-    subprocess.run([*command, "--output_dir", str(tmp_path), "--resume"], check=True, capture_output=True)
-    assert outcome(directory) == uninterrupted
-
-    # the newest checkpoint cut short: the one before it is used, and the run directory may have moved
-    moved = tmp_path / "copy" / directory.name
-    checkpoints = sorted(moved.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    os.truncate(checkpoints[-1] / "optimizer.pt", 1000)
-    resumed = subprocess.run([*command, "--resume", str(moved)], check=True, capture_output=True, text=True)
-    assert f"{checkpoints[-1]}: damaged or cut short" in resumed.stdout
-    assert outcome(moved) == uninterrupted
-
-
-def test_sigterm_writes_a_checkpoint_and_names_the_resume_command(command, uninterrupted, tmp_path):
-    status, stdout = start_and_signal(command, tmp_path, signal.SIGTERM, after_checkpoint=2)
+def test_signals_at_evaluations_between_them_and_in_the_last_round(call, whole, tmp_path):
+    status, captured = call(tmp_path, at=3)
     assert status == 143
     directory = only(tmp_path)
-    words = shlex.split(stdout.strip().splitlines()[-1])
-    assert words[words.index("--resume") + 1] == str(directory) and words[1].endswith("training_multi_task.py")
-    assert len(list(directory.glob("checkpoint-*"))) <= 2  # the newest and the best
-
-    changed = [*command, "--resume", str(directory), "--learning_rate", "1e-4"]
-    refused = subprocess.run(changed, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--learning_rate was 2e-05, is 0.0001" in refused.stderr.strip().splitlines()[-1]
-
-    subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
-    assert outcome(directory) == uninterrupted
+    words = shlex.split(captured.out.strip().splitlines()[-1])
+    assert words[:1] == ["python"] and words[-2:] == ["--resume", str(directory)]
+    for at, number, status in ((4, signal.SIGINT, 130), (6, signal.SIGHUP, 129), (8, signal.SIGTERM, 143)):
+        assert call(tmp_path, "--resume", at=at, number=number)[0] == status
+    assert len(list(directory.glob("checkpoint-*/moments.pt"))) <= 2
+    moved = directory.rename(tmp_path / "moved-2026-01-01_00-00-00")
+    assert call(None, "--resume", moved, bare=True)[0] == 0
+    assert outcome(moved) == whole
 
 
-def test_nothing_to_resume_is_an_error(command, tmp_path):
-    result = subprocess.run([*command, "--output_dir", str(tmp_path), "--resume"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "no unfinished run with these arguments" in result.stderr
+def test_a_killed_run_resumed_by_a_new_process_is_the_same(repo, whole, toy_base, toy_data, tmp_path):
+    words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, *FLAGS, "--save_steps", 1]
+    command = [sys.executable, repo / "training_multi_task.py", *words, "--output_dir", tmp_path]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("*/checkpoint-5")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    directory = only(tmp_path)
+    (directory / ".part-checkpoint-99").mkdir()  # killed while it was written
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    command = [sys.executable, str(repo / "training_multi_task.py"), "--resume", str(directory)]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd="/")
+    assert outcome(directory) == whole
+    assert not list(directory.glob("checkpoint-*")) and not list(directory.glob(".*"))
+
+
+class Touch:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def truncate(checkpoint: Path, touched: str) -> None:
+    os.truncate(checkpoint / "moments.pt", 1000)
+
+
+def put_code(checkpoint: Path, touched: str) -> None:
+    (checkpoint / "moments.pt").write_bytes(pickle.dumps(Touch(touched)))
+
+
+def spoil_state(checkpoint: Path, touched: str) -> None:
+    (checkpoint / "state.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [truncate, put_code, spoil_state])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(call, whole, tmp_path, damage):
+    assert call(tmp_path, "--save_steps", 1, at=5)[0] == 143
+    directory = only(tmp_path)
+    mine = directory / "checkpoint-2.bak"
+    mine.mkdir()
+    damage(directory / "checkpoint-5", str(tmp_path / "touched"))
+    status, captured = call(None, "--resume", directory, bare=True)
+    assert status == 0 and f"{directory / 'checkpoint-5'}: cannot be loaded" in captured.err
+    assert not (tmp_path / "touched").exists() and mine.is_dir()
+    assert outcome(directory) == whole
+
+
+def test_a_resumed_run_keeps_its_flags_and_data(call, toy_base, toy_data, tmp_path):
+    data, output = shutil.copytree(toy_data, tmp_path / "data"), tmp_path / "out"
+    assert call(output, "--dataset_path", data, "--weight_decay", 0.5, at=3)[0] == 143
+    directory = only(output)
+
+    def resume(*flags):
+        status, captured = call(None, "--resume", directory, *flags, bare=True)
+        return status, [line for line in captured.err.splitlines() if line.startswith("error: ")]
+
+    for flag, was, value in (("--weight_decay", 0.5, 0.25), ("--learning_rate", 0.001, 0.25), ("--bf16", False, True)):
+        status, (line,) = resume(flag, *([] if value is True else [value]))
+        assert status == 2 and f"{flag} was {was}, not {value}; a run keeps the flags" in line
+    test = data / "KorSTS" / "sts-test.tsv"
+    content = test.read_bytes()
+    test.write_bytes(content.replace(b"2026", b"2027"))
+    status, (line,) = resume()
+    assert status == 2 and f"{test}: not as it was when {directory} was started" in line
+    test.write_bytes(content)
+    facts = json.loads((directory / "args.json").read_text())
+    (directory / "args.json").write_text(json.dumps(facts | {"processes": 2}))
+    status, (line,) = resume()
+    assert status == 2 and "started with 2 processes, not 1" in line
+    (directory / "args.json").write_text(json.dumps(facts))
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, (line,) = resume()
+        assert status == 2 and "still running in another process" in line
+    data.rename(tmp_path / "elsewhere")  # the same content is the same data
+    assert resume("--dataset_path", tmp_path / "elsewhere", "--nli_mini_batch_size", 16)[0] == 0
+    status, captured = call(None, "--resume", directory, bare=True)
+    assert status == 0 and "this run is finished" in captured.out
+    test = tmp_path / "elsewhere" / "KorSTS" / "sts-test.tsv"
+    test.write_bytes(content.replace(b"2026", b"2027"))
+    status, (line,) = resume("--dataset_path", tmp_path / "elsewhere")
+    assert status == 2 and "not as it was" in line
+
+
+def test_what_cannot_be_resumed_is_said(call, tmp_path):
+    status, captured = call(tmp_path / "empty", "--resume")
+    assert status == 2 and "no unfinished run of training_multi_task.py; start one without --resume" in captured.err
+    status, captured = call(None, "--resume", tmp_path, bare=True)
+    assert status == 2 and f"{tmp_path}: no args.json in it" in captured.err
+    (tmp_path / "args.json").write_text('{"script": "training_nli.py"}')
+    status, captured = call(None, "--resume", tmp_path, bare=True)
+    assert (
+        status == 2
+        and "a run of training_nli.py; give the directory of a run of training_multi_task.py" in captured.err
+    )
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(repo, toy_base, toy_data, tmp_path):
+    size = (toy_base / "model.safetensors").stat().st_size
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--max_rounds", 3, "--save_steps", 1]
+    command = [sys.executable, str(repo / "training_sts.py"), *map(str, flags), "--output_dir", str(tmp_path)]
+
+    def limit():  # the weights fit, the two moments do not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.5 * size), int(1.5 * size)))
+
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    directory = only(tmp_path)
+    (line,) = errors
+    assert f"{directory / 'checkpoint-1'}: cannot be written" in line and f"--resume {directory}" in line
+    assert not list(directory.glob("*checkpoint-*"))
+    assert run_here("training_sts.py", "--resume", directory) == 0
+
+
+def test_a_recommended_run_is_resumed_in_the_stage_where_it_stopped(toy_base, toy_data, tmp_path):
+    def train(output, at=None):
+        words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--nli_batch_size", 64]
+        words += ["--sts_seeds", "1,2", "--sts_epochs", 4, "--output_dir", output]
+        done, original = [], loop.step
+
+        def step(model, objective, *rest):
+            done.append(objective.name)
+            if len(done) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(model, objective, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "step", step)
+            resume = ["--resume", only(output)] if output.exists() else words
+            return run_here("training_recommended.py", *resume), done
+
+    status, done = train(tmp_path / "whole")
+    assert (status, done) == (0, ["nli"] * 9 + ["sts"] * 8)
+    assert train(tmp_path / "cut", at=5) == (143, ["nli"] * 5)
+    assert train(tmp_path / "cut", at=6) == (143, ["nli"] * 4 + ["sts"] * 2)  # in the second stage
+    assert train(tmp_path / "cut", at=4) == (143, ["sts"] * 4)  # two of the second, two of the third
+    assert train(tmp_path / "cut") == (0, ["sts"] * 2)
+    whole, cut = (only(tmp_path / name) for name in ("whole", "cut"))
+    for name in ("model.safetensors", "sts_2/eval/similarity_evaluation_sts-dev_results.csv"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+
+
+def test_equal_seeds_give_equal_runs_whatever_pythonhashseed(run_script, toy_base, toy_data, tmp_path):
+    flags = [
+        "--model_name_or_path",
+        toy_base,
+        "--dataset_path",
+        toy_data,
+        "--max_rounds",
+        2,
+        "--matryoshka_dims",
+        16,
+        8,
+    ]
+    for seed in ("1", "2"):
+        run_script(
+            "training_sts.py", *flags, "--output_dir", tmp_path / seed, env={"PYTHONHASHSEED": seed}, check=True
+        )
+    first, second = (only(tmp_path / seed) for seed in ("1", "2"))
+    assert outcome(first) == outcome(second)
+    names = {path.name for path in first.rglob("*.csv")}
+    assert names == {
+        f"similarity_evaluation_sts-{s}{d}_results.csv" for s in ("dev", "test") for d in ("", "-16", "-8")
+    }
+
+
+def test_a_short_kill_walk_finds_no_difference(run_script, toy_base, toy_data):
+    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--recipes", "sts", "--max_rounds", 2]
+    result = run_script("dev/kill_walk.py", *flags, "--every", 23)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "sts: " in result.stdout and "'same': " in result.stdout and "different" not in result.stdout

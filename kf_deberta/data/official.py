@@ -66,7 +66,7 @@ def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
     is_empty = path.is_dir() and all(child.name.startswith(".") for child in path.iterdir())
     if os.path.lexists(path) and not is_empty:
         return
-    if not download and path != DEFAULT_PATH:
+    if not download and path.absolute() != DEFAULT_PATH.absolute():
         remedy = "give the directory of KorNLI/ and KorSTS/, or add --download to clone the data there"
         raise InputError(f"{path}: {'empty' if is_empty else 'no such'} directory; {remedy}")
     url = os.environ.get("KOR_NLU_DATASETS_URL") or URL

@@ -1,109 +1,133 @@
-"""Writing checkpoints that are either complete or not there."""
+"""Checkpoints of a training: written whole or not at all, and the newest one that loads is used.
 
-import contextlib
+`checkpoint-<round>` is the directory of a model, with two more files: state.json and, in the two newest, moments.pt.
+"""
+
 import json
+import re
 import shutil
-import zlib
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from sentence_transformers import SentenceTransformer
 
-from kf_deberta.cli import InputError, is_out_of_memory, one_line, writing
-from kf_deberta.training.run import MANIFEST, UNFINISHED, checkpoints, remove, size_and_crc
+from kf_deberta.errors import is_out_of_memory, one_line, say, write_atomically
+from kf_deberta.model.load import load_model
+from kf_deberta.model.save import save_model
+from kf_deberta.training.run import Run
+
+MOMENTS, STATE = "moments.pt", "state.json"
+TRAINED = "log.json"  # the state at the end of a training
+KEPT = 2  # checkpoints that training can go on from
 
 
-@contextlib.contextmanager
-def reading(checkpoint: str) -> Iterator[None]:
-    """Turn what libraries raise for files of other content into one line; pickles that hold code are never run.
+@dataclass
+class State:
+    """Where a training is.
 
-    Raises:
-        InputError: a file of the checkpoint is not what a run writes.
+    Attributes:
+        round: the last complete one.
+        best_round: the one whose weights were best on dev; 0 before the first evaluation of trained weights.
+        best_score: its cosine Spearman on dev, -1..1.
+        log: a row for each evaluation, and one for every `logging_steps` rounds.
+        losses: by objective, of the rounds since the last such row.
     """
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):  # no reason to delete it
-            raise
-        raise InputError(
-            f"{checkpoint}: not a checkpoint of this run ({one_line(error)}); delete it to go on from the one before"
-        ) from error
+
+    round: int = 0
+    best_round: int = 0
+    best_score: float = -2.0
+    log: list[dict] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def best_row(self) -> dict:
+        """The evaluation of the best round."""
+        return next(row for row in self.log if row["round"] == self.best_round and "epoch" in row)
 
 
-@contextlib.contextmanager
-def write_checkpoint(run_dir: Path, name: str, accelerator: Accelerator) -> Iterator[tuple[Path, dict]]:
-    """Yield a directory in which `name` is written; it moves to `run_dir/name` only when complete.
+def save_checkpoint(directory: Path, model: SentenceTransformer, parts: list, state: State, run: Run) -> None:
+    """Write the checkpoint of this round on the first process; `parts` are the optimizers and schedules."""
+    random = run.gather(_random_states(model.device))
 
-    Yielded with it is a dictionary for the size and CRC-32 of files that were summed while they were written; the
-    others, all small, are read.
+    def write() -> None:
+        path = directory / f"checkpoint-{state.round}"
+        say(f"writing {path.name}")
+        with write_atomically(path, remedy=f"free space, then go on with --resume {run.directory}") as temporary:
+            save_model(model, temporary)
+            torch.save({"parts": [part.state_dict() for part in parts], "random": random}, temporary / MOMENTS)
+            (temporary / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+        _prune(directory, state.best_round, KEPT)
 
-    Raises:
-        InputError: the checkpoint cannot be written; what was written of it is removed, earlier ones stay.
+    run.on_first(write)
+
+
+def load_checkpoint(directory: Path, model: SentenceTransformer, parts: list, run: Run) -> State:
+    """Restore weights, `parts` and random state from the newest checkpoint that loads; returns its state.
+
+    The state is that of the end if this training is complete, and a new one if there is no checkpoint.
     """
-    parent, sums = run_dir / UNFINISHED, {}
-    if accelerator.is_main_process:
-        shutil.rmtree(parent, ignore_errors=True)
-        for path in checkpoints(run_dir):
-            if path.name == name:  # left by a run that went further before it was killed
-                remove(path)
-    accelerator.wait_for_everyone()
-    try:
-        with writing(run_dir / name, f"free space, then go on with --resume {run_dir}"):
-            yield parent, sums
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                folder = parent / name
-                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                    file = path.relative_to(folder).as_posix()
-                    sums[file] = sums.get(file) or size_and_crc(path)
-                (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
-                folder.rename(run_dir / name)
-                parent.rmdir()
-    except Exception:
-        shutil.rmtree(parent, ignore_errors=True)
-        raise
-    accelerator.wait_for_everyone()
+    if (directory / TRAINED).exists():
+        return _read_state(directory / TRAINED)
+    for path in _checkpoints(directory):
+        if not (path / MOMENTS).exists():
+            continue
+        say(f"resuming from {path}")
+        try:
+            state = _read_state(path / STATE)
+            if state.best_round:
+                _read_state(directory / f"checkpoint-{state.best_round}" / STATE)
+            saved = torch.load(path / MOMENTS, map_location="cpu", weights_only=True)
+            model.load_state_dict(load_model(str(path), device="cpu").state_dict())
+            for part, values in zip(parts, saved["parts"], strict=True):
+                part.load_state_dict(values)
+        except Exception as error:  # every library raises its own types for a damaged file
+            if is_out_of_memory(error):
+                raise
+            say(f"{path}: cannot be loaded ({one_line(error)}); trying the one before")
+            run.on_first(lambda path=path: path.rename(path.with_name(f"{path.name}.damaged")))
+            continue
+        cpu, *device = saved["random"][run.accelerator.process_index]
+        torch.set_rng_state(cpu)
+        for values in device:
+            torch.get_device_module(model.device).set_rng_state(values)
+        return state
+    return State()
 
 
-class SummedFile:
-    """A new binary file that knows its size and CRC-32 without being read."""
+def load_best(directory: Path, model: SentenceTransformer, state: State, run: Run) -> None:
+    """End a training: save its state, delete all checkpoints but the best, and load that one's weights."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path` for writing."""
-        self.file = path.open("wb")
-        self.size_and_crc = [0, 0]
+    def end() -> None:
+        with write_atomically(directory / TRAINED) as path:
+            path.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        _prune(directory, state.best_round, 0)
 
-    def write(self, data: memoryview) -> int:
-        """Write and sum `data`."""
-        size, crc = self.size_and_crc
-        self.size_and_crc = [size + len(data), zlib.crc32(data, crc)]
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        """Do what a file does."""
-        self.file.flush()
+    run.on_first(end)
+    best = load_model(str(directory / f"checkpoint-{state.best_round}"), device="cpu")
+    model.load_state_dict(best.state_dict())
 
 
-def save_summed(value: object, path: Path) -> list[int]:
-    """Write `value` as torch.save does; return size and CRC-32."""
-    file = SummedFile(path)
-    with file.file:
-        torch.save(value, file)
-    return file.size_and_crc
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state()]
 
 
-def sum_weights(path: Path, tensors: dict[str, torch.Tensor]) -> list[int]:
-    """Return size and CRC-32 of a safetensors file from the tensors it was written from; its header alone is read."""
-    with path.open("rb") as file:
-        header = file.read(8)
-        header += file.read(int.from_bytes(header, "little"))
-    places = json.loads(header[8:])
-    places.pop("__metadata__", None)
-    if not places.keys() <= tensors.keys():  # saved under other names
-        return size_and_crc(path)
-    crc = zlib.crc32(header)
-    for name in sorted(places, key=lambda name: places[name]["data_offsets"]):
-        data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        crc = zlib.crc32(data.numpy(), crc)
-    return [path.stat().st_size, crc]
+def _checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints, newest first; others, such as checkpoint-2.bak, are the user's."""
+    found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def _read_state(path: Path) -> State:
+    return State(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def _prune(directory: Path, best_round: int, kept: int) -> None:
+    """Delete all checkpoints but the newest `kept` and what they need: models that were the best at their time."""
+    newest = _checkpoints(directory)[:kept]
+    needed = {best_round, *(_read_state(path / STATE).best_round for path in newest)}
+    for path in _checkpoints(directory)[kept:]:
+        (path / MOMENTS).unlink(missing_ok=True)
+        if int(path.name.partition("-")[2]) not in needed:
+            shutil.rmtree(path)

@@ -1,50 +1,52 @@
-"""A picture of a run: the loss of each objective with its learning rate, and the figures on dev and test."""
+"""A picture of a run: the training loss of each objective, and cosine Spearman on dev and test."""
 
+import os
 from pathlib import Path
 
-import matplotlib
+import numpy as np
 
-from kf_deberta.cli import write_atomically
+from kf_deberta.errors import write_atomically
 
-KEY = "eval_sts-dev_spearman_cosine"
+SMOOTHED = 0.05  # share of the logged rows that the running mean spans
 
 
-def draw_training_curves(log_history: list[dict], objectives: list[str], facts: dict, path: Path) -> None:
-    """Draw losses and learning rates, one panel per objective, and KorSTS cosine Spearman over rounds.
+def draw_training_curves(logs: dict[str, list[dict]], facts: dict, path: Path) -> None:
+    """Draw a panel for each objective with its losses and their running mean, and one with the figures.
 
     Args:
-        log_history: that of trainer_state.json, as MultiTaskTrainer logs it.
-        objectives: names whose `<name>_loss` and `<name>_learning_rate` are logged.
-        facts: those of the run: test figures x100 before training and of the kept model, and its round.
+        logs: the log of each stage by its name, `loss` rows and evaluations as training/loop.py logs them.
+        facts: those of results.json, with the figures of the untrained and the final model, -1..1.
         path: PNG file to write.
     """
-    matplotlib.use("Agg")  # a file is all that is drawn, also where there is no display
-    from matplotlib import pyplot as plt
+    os.environ["MPLBACKEND"] = "agg"  # with that of a notebook, which may not be installed here, matplotlib fails
+    from matplotlib.figure import Figure
 
-    columns = len(objectives) + 1
-    figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 3.8))
-    for axis, name in zip(axes, objectives, strict=False):
-        rows = [row for row in log_history if f"{name}_loss" in row]
-        rounds = [row["round"] for row in rows]
-        (loss,) = axis.plot(rounds, [row[f"{name}_loss"] for row in rows], ".-", label="loss (left)")
-        right = axis.twinx()  # the warm-up is the rise of this line
-        rates = [row[f"{name}_learning_rate"] for row in rows]
-        (rate,) = right.plot(rounds, rates, ".--", color="0.5", label="learning rate (right)")
-        right.set_ylabel("learning rate")
-        right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        axis.set(title=f"{name.upper()} objective", xlabel="round", ylabel=f"mean training loss ({name.upper()})")
-        axis.legend(handles=[loss, rate], fontsize=8)
-    rows = [row for row in log_history if KEY in row]
-    axis, best = axes[-1], facts["best_round"]
-    axis.plot([row["step"] // len(objectives) for row in rows], [100 * row[KEY] for row in rows], "o-", label="dev")
-    test = [facts["baseline"]["cosine_spearman"], facts["test"]["cosine_spearman"]]
-    axis.plot([0, best], test, "s", color="tab:red", label="test: before training, kept model")
-    axis.axvline(best, color="0.7", linestyle=":", label=f"kept: round {best}")
-    axis.set(title="KorSTS", xlabel="round", ylabel="cosine Spearman x100")
-    axis.legend(fontsize=8)
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
+    suffix = "_loss"
+    names = dict.fromkeys(
+        key.removesuffix(suffix) for log in logs.values() for row in log for key in row if key.endswith(suffix)
+    )
+    figure = Figure(figsize=(5 * len(names) + 5, 4), layout="tight")
+    *losses, scores = figure.subplots(1, len(names) + 1)
+    for axis, name in zip(losses, names, strict=True):
+        for stage, log in logs.items():
+            points = [(row["round"], row[name + suffix]) for row in log if name + suffix in row]
+            if points:
+                rounds, values = np.array(points).T
+                width = max(1, round(SMOOTHED * len(values)))
+                sums = np.cumsum(np.insert(values, 0, 0))
+                starts = np.maximum(np.arange(1, len(values) + 1) - width, 0)
+                mean = (sums[1:] - sums[starts]) / (np.arange(1, len(values) + 1) - starts)
+                axis.plot(rounds, values, ".", color="0.8")
+                axis.plot(rounds, mean, label=stage or "running mean")
+        axis.set(title=f"{name.upper()} training loss", xlabel="round", ylabel="loss")
+        axis.legend()
+    for stage, log in logs.items():
+        points = [(row["round"], 100 * row["cosine_spearman"]) for row in log if "cosine_spearman" in row]
+        scores.plot(*zip(*points, strict=True), "o-", label=f"dev {stage}")
+    for name, style in (("baseline", ":"), ("test", "--")):
+        label = f"test, {'untrained' if name == 'baseline' else 'final model'}"
+        scores.axhline(100 * facts[name]["cosine_spearman"], linestyle=style, color="tab:red", label=label)
+    scores.set(title="Cosine Spearman x100", xlabel="round", ylabel="cosine Spearman x100")
+    scores.legend()
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=100)
-    plt.close(figure)

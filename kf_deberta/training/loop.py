@@ -1,268 +1,288 @@
-"""Training with everything around it: base, baseline, resume, the best model from disk scored, what a run leaves."""
+"""The training loop. Objectives take turns, a round is one step of each, and everything is counted in rounds.
 
-import argparse
+Each objective has a plain AdamW and a schedule of its own over the same weights, as sentence-transformers 2.x trained:
+the moments never mix, so an objective with small gradients takes full-size Adam steps.
+"""
+
 import contextlib
+import math
 import os
-import shlex
-import sys
+import signal
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
-from huggingface_hub import upload_folder
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from transformers import ProgressCallback
+from sentence_transformers.base.losses.merged_forward import embed_columns
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import get_scheduler
 
-from kf_deberta.cli import InputError, WatchedOutput, is_out_of_memory, one_line, say, writing
-from kf_deberta.evaluation.evaluator import PairEvaluator
-from kf_deberta.evaluation.scoring import check_gold
-from kf_deberta.model.attention import FastDebertaV2Encoder
-from kf_deberta.model.cpu import keep_freed_memory
-from kf_deberta.model.load import describe, load_model
-from kf_deberta.model.save import format_problem, save_model
-from kf_deberta.training.callbacks import ProgressLines, RecipeCallback
-from kf_deberta.training.card import write_model_card
-from kf_deberta.training.curves import draw_training_curves
-from kf_deberta.training.run import NOT_PUSHED, Run, open_run, short, upload_command
-from kf_deberta.training.trainer import MultiTaskTrainer
+from kf_deberta.errors import InputError
+from kf_deberta.evaluation.scoring import PairEvaluator
+from kf_deberta.model.packing import take_masks_from_host
+from kf_deberta.training.batches import ShuffledBatches, TripletBatches
+from kf_deberta.training.checkpoints import State, load_best, load_checkpoint, save_checkpoint
+from kf_deberta.training.run import Run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LOWER_EVALUATION = "lower it by --eval_batch_size, which changes no result,"
+SELECTED_BY = "cosine_spearman"  # on dev; the figure that the published table ranks by
 
 
-def load_base(args: argparse.Namespace) -> SentenceTransformer:
-    """Load the base encoder as the flags say.
+@dataclass
+class Objective:
+    """What is trained on what.
 
-    Raises:
-        InputError: it cannot be loaded, or has fewer dimensions than --matryoshka_dims.
+    Attributes:
+        name: such as `nli`; names its columns of the log.
+        rows: columns of texts and, behind them, `score` or `label` if the loss needs one.
+        batches: row numbers of each batch, without end; the length is that of one pass.
+        loss: one of the library's, on the model that is trained.
+        whole: every process takes whole batches, because the loss compares all rows of a batch with each other.
     """
-    if not torch.accelerator.is_available():
-        keep_freed_memory()
-    with memory_advice("in loading the base", "take a smaller --model_name_or_path or --dtype bfloat16"):
-        model = load_model(
-            args.model_name_or_path,
-            revision=args.revision,
-            dtype=getattr(torch, args.dtype),
-            fast_attention=not args.no_fast_attention,
-            max_seq_length=args.max_seq_length,
-            trust_remote_code=args.trust_remote_code,
-            normalize=args.normalize,
-            prompt=args.prompt,
-        )
-    size = model.get_embedding_dimension()
-    if args.matryoshka_dims and args.matryoshka_dims[0] > size:
-        raise InputError(
-            f"--matryoshka_dims {args.matryoshka_dims[0]}: {args.model_name_or_path} has {size} dimensions"
-        )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    fast = any(isinstance(module, FastDebertaV2Encoder) for module in model.modules())
-    say(f"model: {parameters:,} parameters, {args.dtype}, {model.device}, {'fast' if fast else 'library'} attention")
-    return model
+
+    name: str
+    rows: Dataset
+    batches: ShuffledBatches | TripletBatches
+    loss: nn.Module
+    whole: bool = False
 
 
-def with_matryoshka(
-    model: SentenceTransformer, losses: dict[str, torch.nn.Module], dims: list[int] | None
-) -> dict[str, torch.nn.Module]:
-    """Wrap every loss in a MatryoshkaLoss over `dims` (arXiv 2205.13147), or return them as they are without dims."""
-    return {name: MatryoshkaLoss(model, loss, dims) for name, loss in losses.items()} if dims else losses
-
-
-def kor_sts_evaluator(pairs: Dataset, path: Path, args: argparse.Namespace) -> PairEvaluator:
-    """Return the evaluator of KorSTS pairs: all eight figures, at full size and at each Matryoshka dimension.
-
-    The run keeps the model with the best cosine Spearman at full size, the figure that the published table ranks by.
-
-    Args:
-        pairs: what data_util.load_kor_sts returns for `path`.
-        path: sts-dev.tsv or sts-test.tsv; the figures carry its name without suffix.
-        args: the script's flags.
-
-    Raises:
-        InputError: one pair, or all scores are the same, so that no correlation exists.
-    """
-    check_gold(np.array(pairs["score"]), path)
-    return PairEvaluator(pairs, path.stem, args.eval_batch_size, args.matryoshka_dims or [], not args.disable_tqdm)
-
-
-def train_and_score(trainer: MultiTaskTrainer, args: argparse.Namespace, test_evaluator: PairEvaluator) -> None:
-    """Train, reload the model that was best on dev from disk, score it on test, and write what the run leaves.
-
-    Args:
-        trainer: ready to train; its evaluator is the dev evaluator.
-        args: the script's flags.
-        test_evaluator: scores the untrained model (baseline) and the final one.
-
-    Raises:
-        InputError: the run directory cannot be written or resumed, or a figure is not a number.
-        SystemExit: 130 after SIGINT, 143 after SIGTERM, once a checkpoint is written.
-    """
-    # 1. The untrained model on test, once; then the run's directory
-    main = trainer.is_world_process_zero()
-    begun_with = {"base_revision": trainer.model.revision}
-    if main:
-        print(f"{args.model_name_or_path}: {describe(trainer.model)}", flush=True)
-    if main and args.resume is None:
-        say(f"before training: scoring KorSTS test, {len(test_evaluator.gold):,} pairs")
-        with memory_advice("in evaluation", "begin anew with a lower --eval_batch_size or --max_seq_length"):
-            baseline = begun_with["baseline"] = test_evaluator.percent(test_evaluator(trainer.model))
-        print(f"before training: KorSTS test cosine Spearman {baseline['cosine_spearman']:.2f}", flush=True)
-    run = open_run(args, trainer, begun_with)
-
-    # 2. Training, from the start or from the checkpoint
-    objectives = list(trainer.batch_samplers)
-    rounds = trainer.get_train_dataloader().batch_sampler.rounds  # an epoch
-    if main:
-        rows = {name: len(trainer.train_dataset[name]) for name in objectives}
-        seen = {name: min(rounds * sampler.batch_size, rows[name]) for name, sampler in trainer.batch_samplers.items()}
-        parts = [f"{seen[name]:,} of {rows[name]:,} {name} examples" for name in objectives]
-        print(f"an epoch: {rounds:,} rounds, {' and '.join(parts)}", flush=True)
-    trainer.args.logging_steps = args.logging_steps * len(objectives)
-    if args.max_rounds:
-        trainer.args.max_steps = min(args.max_rounds, rounds * args.num_epochs) * len(objectives)
-    write_csv = partial(trainer.evaluator.write_csv, run.directory / "eval")
-    control = RecipeCallback(len(objectives), rounds, args.eval_steps, args.save_steps, write_csv)
-    trainer.add_callback(control)
-    if trainer.pop_callback(ProgressCallback):  # not there with --disable_tqdm
-        trainer.add_callback(ProgressLines(len(objectives)))
-    trainer.args.eval_on_start = run.checkpoint is None
-    if run.checkpoint and main:
-        print(f"resuming from {run.checkpoint}", flush=True)
-    smaller = "lower it by --gradient_checkpointing"
-    if "nli_mini_batch_size" in args:
-        smaller += " or --nli_mini_batch_size, which change no result,"
-    with watched_output(), memory_advice("in training", smaller, trainer):
-        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-    if control.signal is not None:
-        if main:
-            print(f"\nstopped; go on with:\n  {_resume_command(run)}", flush=True)
-        sys.exit(128 + control.signal)
-    if not main:
-        return
-
-    # 3. The best model, reloaded and scored, and what the run leaves
-    with memory_advice("in scoring the best model", LOWER_EVALUATION, trainer):
-        finish(trainer, args, run, test_evaluator, steps_per_epoch=rounds * len(objectives))
-    if trainer.args.push_to_hub:
-        push(trainer.hub_model_id, run.directory, trainer.args.hub_token)
-    print_summary(run, args)
-
-
-@contextlib.contextmanager
-def watched_output() -> Iterator[None]:
-    """Have a run whose output nobody reads any more end like one that is told to stop: with a checkpoint."""
-    out, err = WatchedOutput(sys.stdout), WatchedOutput(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
-
-
-@contextlib.contextmanager
-def memory_advice(where: str, remedy: str, trainer: MultiTaskTrainer | None = None) -> Iterator[None]:
-    """Turn every library's "out of memory" into one line.
-
-    Raises:
-        InputError: memory is used up `where` it says; the remedy, and with a `trainer` how its run goes on.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        if trainer:
-            if trainer.evaluating:
-                where, remedy = "in evaluation", LOWER_EVALUATION
-            checkpoint = Path(trainer.last_checkpoint).name if trainer.last_checkpoint else "none yet"
-            where += f", step {trainer.state.global_step}"
-            remedy += f" with --resume {trainer.args.output_dir} (checkpoint: {checkpoint})"
-            remedy += ", or begin anew with a lower --max_seq_length"
-        raise InputError(f"out of memory {where} ({one_line(error, 100)}); {remedy}") from error
-
-
-def finish(
-    trainer: MultiTaskTrainer,
-    args: argparse.Namespace,
+def train(
+    model: SentenceTransformer,
+    objectives: list[Objective],
+    dev: PairEvaluator,
+    directory: Path,
+    args: Namespace,
     run: Run,
-    test_evaluator: PairEvaluator,
-    *,
-    steps_per_epoch: int,
-) -> None:
-    """Save the best model, reload it from disk, score it on test, and write card, curves and facts."""
-    go_on = f"free space, then go on with --resume {run.directory}"
-    # 1. The best model, from disk
-    say(f"writing the best model to {run.directory}")
-    with writing(run.directory, go_on):
-        save_model(trainer.model, run.directory)
-    if problem := format_problem(trainer.model):
-        print(f"NOTE: the model loads in sentence-transformers 6 and newer only ({problem})")
-    model = load_model(
-        str(run.directory),
-        device=str(trainer.model.device),
-        dtype=getattr(torch, args.dtype),
-        fast_attention=not args.no_fast_attention,
-        trust_remote_code=args.trust_remote_code,
+) -> State:
+    """Train `model`, or go on from the newest checkpoint, and give it the weights that were best on dev.
+
+    Args:
+        model: what the losses refer to.
+        objectives: in the order of their turns.
+        dev: scores the model every `eval_steps` rounds of an epoch and at its end.
+        directory: of checkpoints and `eval/*.csv`.
+        args: num_epochs, max_rounds, learning_rate, lr_scheduler_type, warmup_steps, weight_decay, max_grad_norm,
+            eval_steps, logging_steps, save_steps, seed, bf16 and dataloader_num_workers of a training script.
+        run: the processes, and where to log.
+
+    Raises:
+        InputError: a loss or gradient is not finite, or the warm-up does not end before the last round.
+        SystemExit: 128 + number after SIGINT, SIGTERM or SIGHUP, once a checkpoint is written.
+    """
+    # 1. An AdamW and a schedule for each objective; both count rounds, and so does the warm-up
+    epoch = min(len(objective.batches) for objective in objectives)
+    rounds = min(epoch * args.num_epochs, args.max_rounds or math.inf)
+    warmup = math.ceil(args.warmup_steps * rounds) if args.warmup_steps < 1 else int(args.warmup_steps)
+    if warmup >= rounds:
+        raise InputError(f"--warmup_steps {args.warmup_steps:g}: takes all {rounds} rounds; lower it, or train longer")
+    for objective in objectives:
+        weights = [weight for weight in objective.loss.parameters() if weight.requires_grad]
+        decayed = [weight for weight in weights if weight.dim() > 1]
+        others = [weight for weight in weights if weight.dim() < 2]  # biases and LayerNorm
+        groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        objective.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
+        objective.schedule = get_scheduler(args.lr_scheduler_type, objective.optimizer, warmup, rounds)
+
+    # 2. From the start, or from the newest checkpoint
+    torch.manual_seed(args.seed)
+    parts = [part for objective in objectives for part in (objective.optimizer, objective.schedule)]
+    state = load_checkpoint(directory, model, parts, run)
+    take_masks_from_host(model)
+    batches = zip(*(_batches(objective, model, state.round, args, run) for objective in objectives), strict=True)
+    seen = [f"{min(epoch * o.batches.batch_size, len(o.rows)):,} of {len(o.rows):,} {o.name} rows" for o in objectives]
+    run.print(f"{rounds:,} rounds; an epoch is {epoch:,} rounds: {' and '.join(seen)}")
+    evaluate = partial(_evaluate, model, dev, directory, state, epoch, run)
+    unread = []  # results of rounds that the device may still be busy with
+
+    # 3. Rounds
+    with (
+        _bfloat16_forward(model, args.bf16),
+        _signals() as received,
+        tqdm(total=rounds, initial=state.round, unit="round", disable=not run.first) as bar,
+    ):
+        if not state.round:
+            evaluate()
+        for number in range(state.round + 1, rounds + 1):
+            model.train()
+            unread.append(
+                (
+                    number,
+                    [
+                        step(model, *turn, args.max_grad_norm, run)
+                        for turn in zip(objectives, next(batches), strict=True)
+                    ],
+                )
+            )
+            stopped = run.largest(received[0] if received else 0)
+            evaluates = number % epoch % args.eval_steps == 0 or number == rounds
+            saves = evaluates or stopped or (args.save_steps and number % args.save_steps == 0)
+            logs = number % args.logging_steps == 0 or number == rounds
+            while len(unread) > (not saves and not logs):  # else the last round is read during the next
+                _read(*unread.pop(0), objectives, state, run)
+            state.round = number
+            bar.update()
+            if logs:
+                bar.set_postfix_str(_log(objectives, state, run), refresh=False)
+            if evaluates:
+                evaluate()
+            if saves:
+                save_checkpoint(directory, model, parts, state, run)
+            if stopped:
+                run.stop(stopped)
+
+    # 4. The best weights
+    load_best(directory, model, state, run)
+    return state
+
+
+def step(model: SentenceTransformer, objective: Objective, batch: tuple, max_grad_norm: float, run: Run) -> tuple:
+    """Run one optimizer step of `objective`.
+
+    Returns:
+        [loss, gradient norm] on the host, and the event after which they are there.
+    """
+    features, labels = batch
+    loss = loss_of(model, objective.loss, features, labels)
+    loss.backward()
+    weights = [weight for weight in objective.loss.parameters() if weight.grad is not None]
+    loss, objective.rate = loss.detach().float(), objective.schedule.get_last_lr()[0]
+    run.average([loss, *(weight.grad for weight in weights)])
+    norm = nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    objective.optimizer.step()
+    objective.schedule.step()
+    objective.optimizer.zero_grad()
+    result = torch.stack((loss, norm.float())).to("cpu", non_blocking=True)
+    event = torch.get_device_module(loss.device).Event()
+    event.record()
+    return result, event
+
+
+def loss_of(model: SentenceTransformer, loss: nn.Module, features: list[dict], labels: Tensor | None) -> Tensor:
+    """Compute a loss as the library does, but with both sentences of a pair in one forward pass."""
+    if len(features) == 2 and hasattr(loss, "compute_loss_from_embeddings"):
+        return loss.compute_loss_from_embeddings(embed_columns(model, features, separate_first=False), labels)
+    return loss(features, labels)
+
+
+def _batches(
+    objective: Objective, model: SentenceTransformer, start: int, args: Namespace, run: Run
+) -> Iterator[tuple]:
+    """Yield features, one dictionary per column of texts, and labels of this process's share of each batch."""
+    shares = (batch if objective.whole else run.share(batch) for batch in islice(objective.batches, start, None))
+    loader = DataLoader(
+        objective.rows,
+        batch_sampler=shares,
+        collate_fn=partial(collate, model),
+        num_workers=args.dataloader_num_workers,
+        generator=torch.Generator(),  # else it draws from dropout's random numbers, and a resumed run draws others
+        pin_memory=model.device.type == "cuda",
     )
-    step = trainer.state.best_global_step
-    say(f"scoring the best model on KorSTS test, {len(test_evaluator.gold):,} pairs")
-    scores = test_evaluator(model)
-    row = {"epoch": step / steps_per_epoch, "step": step}
-    test_evaluator.write_csv(run.directory, [row | {f"eval_{key}": value for key, value in scores.items()}])
-
-    # 2. What the run leaves
-    run.facts["test"] = test_evaluator.percent(scores)
-    run.facts["best_round"] = step // len(trainer.batch_samplers)
-    run.facts["best_dev_cosine_spearman"] = 100 * trainer.state.best_metric
-    evaluations = [row for row in trainer.state.log_history if trainer.args.metric_for_best_model in row]
-    run.facts["baseline_dev_cosine_spearman"] = 100 * evaluations[0][trainer.args.metric_for_best_model]
-    run.facts["test_pairs"] = len(test_evaluator.gold)
-    best = next(row for row in evaluations if row["step"] == step)
-    dev = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_sts-dev_")}
-    objectives = list(trainer.batch_samplers)
-    trainer.state.best_model_checkpoint = None  # it goes, and would name a directory of this machine
-    with writing(run.directory, go_on):
-        write_model_card(trainer, args, run.facts, dev, run.directory)
-        draw_training_curves(trainer.state.log_history, objectives, run.facts, run.directory / "training_curves.png")
-        trainer.state.save_to_json(str(run.directory / "trainer_state.json"))
-        run.finish()
+    for batch in loader:
+        yield move(*batch, model.device)
 
 
-def push(name: str, directory: Path, token: str | None) -> None:
-    """Upload a finished run to the hub's repository `name`; InputError with the command that does it later."""
+def move(features: list[dict], labels: Tensor | None, device: torch.device) -> tuple[list[dict], Tensor | None]:
+    """Send a batch to the device, but for masks: the model lays the tokens out by them without asking the device."""
+    for column in features:
+        for name, value in column.items():
+            if torch.is_tensor(value) and name != "attention_mask":
+                column[name] = value.to(device, non_blocking=True)
+    return features, None if labels is None else labels.to(device, non_blocking=True)
+
+
+def collate(model: SentenceTransformer, rows: list[dict]) -> tuple[list[dict], Tensor | None]:
+    """Tokenize the text columns of `rows`, and return `score` or `label` as a tensor."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    labels = columns.pop("score", None) or columns.pop("label", None)
+    return [model.preprocess(texts) for texts in columns.values()], None if labels is None else torch.tensor(labels)
+
+
+def _read(number: int, results: list[tuple], objectives: list[Objective], state: State, run: Run) -> None:
+    """Take the losses of a round into `state`; InputError if a loss or a gradient is not finite."""
+    for objective, (result, event) in zip(objectives, results, strict=True):
+        event.synchronize()
+        loss, objective.norm = result.tolist()
+        if not math.isfinite(loss + objective.norm):
+            rows = next(islice(objective.batches, number - 1, None))
+            texts = [value for value in objective.rows[rows[0]].values() if isinstance(value, str)]
+            raise InputError(
+                f"non-finite {'gradient' if math.isfinite(loss) else 'loss'} of {objective.name} in round {number}, "
+                f"rows {rows} (from 0; the first: {' | '.join(texts)[:80]}); lower --learning_rate or look at these "
+                f"rows; the last checkpoint in {run.directory} is from before"
+            )
+        state.losses.setdefault(objective.name, []).append(loss)
+
+
+def _log(objectives: list[Objective], state: State, run: Run) -> str:
+    """Log each objective's mean loss since the last time, and its learning rate and gradient norm."""
+    row = {"round": state.round}
+    for objective in objectives:
+        losses = state.losses.pop(objective.name)
+        row[f"{objective.name}_loss"] = sum(losses) / len(losses)
+        row[f"{objective.name}_learning_rate"] = objective.rate
+        row[f"{objective.name}_grad_norm"] = objective.norm
+    state.log.append(row)
+    run.track(row)
+    return " ".join(f"{name} {value:.4f}" for name, value in row.items() if name.endswith("_loss"))
+
+
+def _evaluate(
+    model: SentenceTransformer, dev: PairEvaluator, directory: Path, state: State, epoch: int, run: Run
+) -> None:
+    """Score the model on dev, on the first process, and note whether it is the best so far."""
+    figures = run.on_first(lambda: dev(model))
+    state.log.append({"round": state.round, "epoch": state.round / epoch} | figures)
+    run.track({"round": state.round} | {f"{dev.name}_{name}": value for name, value in figures.items()})
+    note = "before training"
+    if state.round:
+        if figures[SELECTED_BY] > state.best_score:
+            state.best_round, state.best_score = state.round, figures[SELECTED_BY]
+        note = f"best so far {100 * state.best_score:.2f}"
+    run.print(f"round {state.round:,}: {dev.name} cosine Spearman {100 * figures[SELECTED_BY]:.2f}, {note}")
+    rows = [row | {"steps": row["round"]} for row in state.log if SELECTED_BY in row]
+    run.on_first(lambda: dev.write_csv(directory / "eval", rows))
+
+
+@contextlib.contextmanager
+def _bfloat16_forward(model: SentenceTransformer, enabled: bool) -> Iterator[None]:
+    """Run forward passes of training in bfloat16 autocast; embeddings, losses and evaluation stay float32."""
+    forward = model.forward
+
+    def autocast_forward(features: dict, **kwargs) -> dict:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.training):
+            output = forward(features, **kwargs)
+        return output | {"sentence_embedding": output["sentence_embedding"].float()}
+
+    if enabled:
+        model.forward = autocast_forward
+    yield
+    model.forward = forward
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM or SIGHUP: the first ends training after the round, a second one at once."""
+    received = []
+
+    def receive(number: int, frame) -> None:
+        received.append(number)
+        with contextlib.suppress(OSError):  # the terminal is gone; print may be in the middle of a call
+            os.write(2, b"\nstopping after this round, with a checkpoint; once more stops at once\n")
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        number: signal.signal(number, receive) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
-        upload_folder(repo_id=name, folder_path=directory, token=token, ignore_patterns=NOT_PUSHED)
-    except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:  # RuntimeError: hf_xet's
-        later = upload_command(name, directory)
-        raise InputError(f"{directory}: finished, but not uploaded ({one_line(error)}); later: {later}") from error
-
-
-def print_summary(run: Run, args: argparse.Namespace) -> None:
-    """Print baseline and final test figures, where the model lies, and the commands that use it."""
-    baseline, test = run.facts["baseline"], run.facts["test"]
-    print("\nKorSTS test x100 (baseline -> final)")
-    for name in test:
-        print(f"  {name:<{max(map(len, test))}}  {baseline[name]:6.2f} -> {test[name]:6.2f}")
-    sts = args.dataset_path / "KorSTS"
-    if run.facts["best_dev_cosine_spearman"] <= run.facts["baseline_dev_cosine_spearman"]:
-        print(f"NOTE: no evaluation beat the untrained model on dev ({run.facts['baseline_dev_cosine_spearman']:.2f})")
-    print(f"best on dev in round {run.facts['best_round']}: {run.facts['best_dev_cosine_spearman']:.2f}")
-    print(f"model:     {run.directory}")
-    model = ["--model_name_or_path", short(run.directory)]
-    if run.facts["arguments"].get("trust_remote_code"):
-        model.append("--trust_remote_code")
-    benchmark = ["python", short(REPOSITORY / "bin" / "benchmark.py"), *model, "--sts_dataset_path", str(sts)]
-    print(f"benchmark: {shlex.join(benchmark)}")
-    export = ["python", short(REPOSITORY / "bin" / "export_onnx.py"), *model, "--sts_dataset_path", str(sts)]
-    export += ["--output_dir", f"models/{run.directory.name}"]  # two models never share a tokenizer.json
-    print(f"export:    {shlex.join(export)}", flush=True)
-
-
-def _resume_command(run: Run) -> str:
-    launcher = ["python"]
-    if processes := int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
-        launcher = ["torchrun", "--nproc_per_node", str(processes)]
-    code = ["--trust_remote_code"] if run.facts["arguments"]["trust_remote_code"] else []  # never taken from a file
-    return shlex.join([*launcher, sys.argv[0], "--resume", str(run.directory), *code])
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,414 +1,312 @@
-"""The directory of a training run: made new, or found again to be resumed; nothing slow to import."""
+"""A training run: its processes, its directory, its checkpoints, and what it leaves when it is finished."""
 
 import argparse
-import contextlib
-import dataclasses
-import datetime
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import sys
 import time
-import zlib
+import weakref
+from collections.abc import Callable
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, gather_object
+from filelock import FileLock, Timeout
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from tqdm import tqdm
 
-from kf_deberta.cli import InputError, check_writable, lock, one_line, read_json, say, write_atomically
-from kf_deberta.data.official import git_blob_id
-from kf_deberta.model.index import MODEL_FILES
+from kf_deberta.errors import InputError, one_line, say, write_atomically, writing
+from kf_deberta.evaluation.scoring import PairEvaluator
+from kf_deberta.model.cpu import keep_freed_memory
+from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
+from kf_deberta.model.save import format_problem, save_model
+from kf_deberta.training.card import stage_rows, write_card
+from kf_deberta.training.curves import draw_training_curves
+from kf_deberta.training.resume import FINISHED, STARTED, check_data, clean, plain
 
-RUN_FILE = "training_arguments.json"
-# the description of RUN_FILE; a run adds what it finds out later: test, best_round, ...
-RUN_KEYS = {"script": str, "status": str, "seed": int}
-RUN_KEYS |= dict.fromkeys(("arguments", "content", "libraries", "baseline"), dict)
-# evaluation.scoring's, which takes seconds to import; a baseline has them x100
-FIGURES = [
-    f"{name}_{kind}" for name in ("cosine", "euclidean", "manhattan", "dot") for kind in ("pearson", "spearman")
-]
-LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-MANIFEST = "checkpoint_files.json"  # file name -> [size in bytes, CRC-32]; what it does not match is not loaded
-STATE = "trainer_state.json"
-STATE_KEYS = {
-    "global_step": int,
-    "best_global_step": int | None,
-    "best_metric": int | float | None,
-    "log_history": list,
-}
-UNFINISHED = "unfinished-checkpoint"  # where a checkpoint is written before it appears whole
-LOCK = ".lock"
-# flags that change no result: a resumed run may have others
-SAME_RESULT = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size", "download"}
-SAME_RESULT |= {"disable_tqdm", "push_to_hub", "hub_private_repo", "hub_model_id", "report_to", "run_name"}
-SAME_RESULT |= {"dataloader_num_workers", "hub_token"}
-SAME_TO_ROUNDING = {"nli_mini_batch_size", "gradient_checkpointing"}  # what to change after out of memory
-BY_CONTENT = {"dataset_path", "model_name_or_path"}  # another path to the same content is no difference
-# the state of training, and what names folders of this machine; the card says all that others need
-NOT_PUSHED = ["trainer_state.json", RUN_FILE, LOCK, "checkpoint-*/**", f"{UNFINISHED}/**", "runs/**"]
-_locks: list[FileLock] = []  # of this process: a lock lasts until it ends
+LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "tokenizers", "numpy")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@dataclasses.dataclass
 class Run:
-    """A run directory, its facts (what RUN_FILE holds) and the checkpoint to go on from, if any."""
+    """The processes of a training run, and its directory.
 
-    directory: Path
-    facts: dict
-    checkpoint: Path | None = None
-
-    def save(self) -> None:
-        """Write the facts atomically."""
-        with write_atomically(self.directory / RUN_FILE) as path:
-            text = json.dumps(self.facts, indent=2, ensure_ascii=False, allow_nan=False)
-            path.write_text(text + "\n", encoding="utf-8")
-
-    def finish(self) -> None:
-        """Write the facts of a complete run, without directories of this machine, and tidy up."""
-        arguments = self.facts["arguments"]
-        self.facts["arguments"] = {name: value for name, value in arguments.items() if name not in SAME_RESULT}
-        self.facts["arguments"] |= {name: _without_directory(arguments[name]) for name in BY_CONTENT}
-        self.facts["status"] = "finished"
-        self.save()
-        tidy(self.directory, finished=True)
-
-
-def _without_directory(name: str) -> str:
-    """The last part of a path that is there; else, such as a hub name, as it is."""
-    return Path(name).name if Path(name).exists() else name
-
-
-def recorded_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line; with --resume, flags that are not given are those that the run was begun with.
-
-    A run that was finished with these flags is told to be complete, and what a kill left over in it goes.
+    Attributes:
+        first: whether this is the first process, or the only one.
+        world: number of processes.
+        directory: created with the run.
+        facts: what args.json holds, once `begin` has written or read it.
 
     Raises:
-        InputError: no such run, its file is damaged, or a given flag would change its result.
-        SystemExit: 0, the run is complete.
+        InputError: the machine cannot do what a flag asks for, or a batch cannot be shared equally.
     """
-    args = parser.parse_args()
-    if args.resume is None:
-        return args
-    directory, facts = _find_run(args, Path(parser.prog).name)
-    finished = facts["status"] == "finished"
-    if finished and not _is_first():
-        sys.exit(0)
-    parser.set_defaults(**_defaults(parser, facts["arguments"], directory / RUN_FILE))
-    args = parser.parse_args()
-    args.resume = str(directory)
-    # a finished run loads nothing any more; of an unfinished one open_run compares the content
-    unchecked = SAME_RESULT | ({"trust_remote_code"} if finished else BY_CONTENT)
-    for name, value in _plain(args).items():
-        old = facts["arguments"].get(name, parser.get_default(name))  # the flag may be newer than the run
-        if isinstance(value, list) and isinstance(old, list):  # in any order
-            value, old = sorted(value), sorted(old)
-        if finished and name in BY_CONTENT:
-            value = _without_directory(value)
-        if value == old or name in unchecked:
-            continue
-        if name not in SAME_TO_ROUNDING:
-            remedy = "delete it or give another --output_dir" if finished else "give the flags that it was begun with"
-            raise InputError(f"{directory}: --{name} was {old}, is {value}; {remedy}")
-        if not finished:
-            print(f"{directory}: --{name} was {old}, is {value}: the same result to rounding", flush=True)
-    if finished:
-        _check_files(directory, args, facts["content"], sys.argv[1:])
-        tidy(directory, finished=True)
-        print(f"{directory}: this run is complete; start a new one without --resume, or delete it", flush=True)
-        if args.push_to_hub and args.hub_model_id:
-            print(f"not uploaded again; this does it: {upload_command(args.hub_model_id, directory)}", flush=True)
-        sys.exit(0)
-    if isinstance(commit := facts.get("base_revision"), str):
-        args.revision = commit  # the hub's main may have moved since
-    return args
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        # 1. Processes; all of them use the flags and the directory of the first
+        cpu = not torch.accelerator.is_available()  # else accelerate starts no process group without a GPU
+        if missing := set(args.report_to or ()) - {str(tracker) for tracker in get_available_trackers()}:
+            raise InputError(f"--report_to {' '.join(missing)}: not installed; pip install it, or remove the flag")
+        self.accelerator = Accelerator(cpu=cpu, log_with=args.report_to, project_dir=args.output_dir)
+        self.first, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+        vars(args).update(self.on_first(lambda: vars(args)))
+        for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
+            if (size := vars(args).get(name, 0)) % self.world:
+                raise InputError(f"--{name} {size}: not divisible by {self.world} processes; batch sizes are totals")
+        self.args, self.facts = args, {}
+        self.directory = self.on_first(lambda: Path(args.resume) if args.resume else _new_directory(args))
+        if self.first:
+            weakref.finalize(self, _remove_if_unused, self.directory)
+            self.lock = FileLock(self.directory / ".lock")
+        self.on_first(self._lock)
+        # 2. What may fail on this machine fails now, not after the data are loaded
+        if args.tf32:
+            if not torch.cuda.is_available():
+                raise InputError("--tf32: needs an NVIDIA GPU; remove it")
+            torch.set_float32_matmul_precision("high")
+        if cpu:
+            keep_freed_memory()
+        try:
+            if args.torch_compile:
+                torch.compile(torch.nn.GELU())(torch.ones(64, device=self.accelerator.device))
+            self.accelerator.project_configuration.set_directories(str(self.directory))
+            names = {"wandb": {"name": args.run_name or self.directory.name}}
+            config = {name: value for name, value in plain(args).items() if isinstance(value, int | float | str)}
+            self.accelerator.init_trackers("kf-deberta-multitask", config, names)
+        except Exception as error:  # compilers and trackers raise types of their own
+            flags = " ".join(f"--{name}" for name in ("torch_compile", "report_to") if vars(args)[name])
+            raise InputError(f"{flags}: {one_line(error)}; remove the flag, or install what is missing") from error
+
+    # Processes
+    def on_first(self, function: Callable[[], Any]) -> Any:
+        """Call `function` on the first process; all processes return its result, or raise its error, together."""
+        result, failure = None, None
+        if self.first:
+            try:
+                result = function()
+            except Exception as error:
+                result, failure = InputError(one_line(error)), error
+        (result,) = broadcast_object_list([result])  # nothing to do in a single process
+        if failure or isinstance(result, InputError):
+            raise failure or result
+        return result
+
+    def share(self, batch: list[int]) -> list[int]:
+        """Return this process's part of a batch; if there are no equal parts, all of it: the same gradient."""
+        size, rest = divmod(len(batch), self.world)
+        rank = self.accelerator.process_index
+        return batch if rest else batch[rank * size : (rank + 1) * size]
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their mean over all processes, in place."""
+        if self.world == 1:
+            return
+        for work in [torch.distributed.all_reduce(tensor.div_(self.world), async_op=True) for tensor in tensors]:
+            work.wait()
+
+    def gather(self, value: Any) -> list:
+        """Return the values of all processes, in their order."""
+        return gather_object([value])
+
+    def largest(self, number: int) -> int:
+        """Return the largest of all processes' numbers."""
+        if self.world == 1:
+            return number
+        tensor = torch.tensor(number, device=self.accelerator.device)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return int(tensor)
+
+    # The run
+    def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> None:
+        """Score the untrained model on test and save what the run starts with; on --resume, check that it is the same.
+
+        Args:
+            model: the base.
+            test: gives the baseline.
+            files: the data files that are read.
+
+        Raises:
+            InputError: other data, or another number of processes, than the run was started with.
+        """
+        self.facts = self.on_first(
+            lambda: self._read_facts(files) if self.args.resume else self._write_facts(model, test, files)
+        )
+        self.print(
+            f"before training: {test.name} cosine Spearman {100 * self.facts['baseline']['cosine_spearman']:.2f}"
+        )
+
+    def _write_facts(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
+        say(f"scoring the untrained model on {test.name}, {len(test.gold):,} pairs")
+        base = Path(self.args.model_name_or_path)
+        facts = {"script": Path(sys.argv[0]).name, "args": plain(self.args), "processes": self.world}
+        facts |= {"libraries": _libraries(), "data": check_data(self.directory, {}, files, self.args.dataset_path)}
+        facts |= {"base": base.name if base.is_dir() else str(base), "base_on_hub": not base.is_dir()}
+        facts |= {"base_revision": model.revision}
+        facts |= {"trained_on": {name: blob for name, blob in facts["data"].items() if "train" in name}}
+        if (base / STARTED).is_file():  # a run of ours: the card names what that one began with
+            before = json.loads((base / STARTED).read_text(encoding="utf-8"))
+            facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
+            facts["trained_on"] = before["trained_on"] | facts["trained_on"]
+        facts |= {"test_pairs": len(test.gold), "baseline": test(model)}
+        _write_json(self.directory / STARTED, facts)
+        return facts
+
+    def _read_facts(self, files: list[Path]) -> dict:
+        facts = json.loads((self.directory / STARTED).read_text(encoding="utf-8"))
+        check_data(self.directory, facts["data"], files, self.args.dataset_path)
+        if facts["processes"] != self.world:
+            raise InputError(
+                f"{self.directory}: started with {facts['processes']} processes, not {self.world}; use as many"
+            )
+        if facts["libraries"] != _libraries():
+            say(
+                "note: other library versions than at the start of this run; figures may differ from an unbroken run's"
+            )
+        return facts
+
+    def finish(
+        self,
+        model: SentenceTransformer,
+        test: PairEvaluator,
+        stages: dict[str, tuple],
+        kept: str = "",
+        dev: dict[str, float] | None = None,
+    ) -> None:
+        """Save the model, score it on test as it loads from disk, and write card, curves and results.json.
+
+        Args:
+            model: with the weights to keep.
+            test: gives the final figures.
+            stages: by their names ("" for the only one), the objectives of each, its state at the end and its flags.
+            kept: what `model` is, and `dev`, its figures; by default those of the last stage's best round.
+        """
+        self.on_first(lambda: self._finish(model, test, stages, kept, dev))
+        self.accelerator.end_training()
+
+    def _finish(self, model, test, stages, kept, dev) -> None:
+        # 1. The model, and its figures as it loads from disk
+        say(f"saving the model to {self.directory}")
+        with writing(self.directory, f"free space, then go on with --resume {self.directory}"):
+            save_model(model, self.directory)
+        if problem := format_problem(model):
+            self.print(f"note: only sentence-transformers 6 and later load this model ({problem})")
+        final = load_model(str(self.directory), device=str(model.device))
+        say(f"scoring the final model on {test.name}, {len(test.gold):,} pairs")
+        figures = test(final)
+        # 2. What the run leaves
+        *_, (_, state, _) = stages.values()
+        dev = dev or state.best_row
+        test.write_csv(self.directory, [{"epoch": dev["epoch"], "steps": dev["round"]} | figures])
+        facts = self.facts | {"test": figures, "dev": dev, "kept": kept or f"round {state.best_round:,}"}
+        facts["stages"] = [row for name, stage in stages.items() for row in stage_rows(name, *stage)]
+        write_card(final, facts, self.directory)
+        draw_training_curves(
+            {name: state.log for name, (_, state, _) in stages.items()}, facts, self.directory / "training_curves.png"
+        )
+        _write_json(self.directory / FINISHED, facts)
+        clean(self.directory)
+        # 3. Summary
+        self.print(f"\n{test.name} x100 (before -> after training)")
+        for name, value in figures.items():
+            self.print(
+                f"  {name:<{max(map(len, figures))}}  {100 * facts['baseline'][name]:6.2f} -> {100 * value:6.2f}"
+            )
+        untrained = next(iter(stages.values()))[1].log[0]["cosine_spearman"]
+        if dev["cosine_spearman"] <= untrained:
+            self.print(f"note: on dev no evaluation was better than the untrained model ({100 * untrained:.2f})")
+        self.print(f"best on dev: {facts['kept']}, cosine Spearman {100 * dev['cosine_spearman']:.2f}")
+        directory, sts = _short(self.directory), self.args.dataset_path / "KorSTS"
+        commands = {"model": [directory]}
+        model_flags = ["--model_name_or_path", directory, "--sts_dataset_path", str(sts)]
+        commands["benchmark"] = ["python", _short(REPOSITORY / "bin" / "benchmark.py"), *model_flags]
+        commands["export"] = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model_flags, "--quantize"]
+        commands["upload"] = ["hf", "upload", "OWNER/MODEL", directory, "--exclude", STARTED, "--exclude", FINISHED]
+        for name, words in commands.items():
+            self.print(f"{name + ':':<10} {shlex.join(words)}")
+
+    def print(self, text: str) -> None:
+        """Print a line to stdout, above the progress bar, on the first process only."""
+        if self.first:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def track(self, row: dict[str, float]) -> None:
+        """Send a row of the log to the trackers of --report_to."""
+        self.accelerator.log(row, step=row["round"])
+
+    def stop(self, number: int) -> None:
+        """Exit after signal `number`, and say how to go on."""
+        launcher = (
+            ["python"]
+            if self.world == 1
+            else ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
+        )
+        self.print(f"stopped; to go on:\n  {shlex.join([*launcher, sys.argv[0], '--resume', str(self.directory)])}")
+        sys.exit(128 + number)
+
+    def _lock(self) -> None:
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(f"{self.directory}: still running in another process; stop that first") from error
 
 
-def _check_files(directory: Path, args: argparse.Namespace, content: dict[str, str], words: list[str]) -> None:
-    """Raise InputError where the data set or base among `words` has a file that is not what a finished run had."""
-    typed = {word.split("=")[0] for word in words}  # a finished run's own directories are not recorded
-    for name, blob_id in content.items():
-        flag = "model_name_or_path" if name.startswith("base ") else "dataset_path"
-        path = Path(getattr(args, flag)) / name.removeprefix("base ")
-        if f"--{flag}" in typed and path.is_file() and git_blob_id(path) != blob_id:
-            raise InputError(f"{path}: not the file that {directory} was trained with; give another --output_dir")
+def _new_directory(args: argparse.Namespace) -> Path:
+    base = Path(args.model_name_or_path)
+    name = base.name if base.is_dir() else args.model_name_or_path.replace("/", "-")
+    while True:
+        directory = args.output_dir.absolute() / f"{args.output_prefix}{name}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        try:
+            directory.mkdir(parents=True)
+            return directory
+        except FileExistsError:  # another run of the same second
+            time.sleep(0.2)
 
 
-def upload_command(name: str, directory: Path) -> str:
-    """Return the command that uploads a finished run to the hub's repository `name`."""
-    excluded = (word for pattern in NOT_PUSHED for word in ("--exclude", pattern))
-    return shlex.join(["hf", "upload", name, short(directory), *excluded])
+def _remove_if_unused(directory: Path) -> None:
+    """Remove a directory in which no run has begun, because the data or the model could not be loaded."""
+    if not (directory / STARTED).exists():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def short(path: Path) -> str:
+def _short(path: Path) -> str:
     """Return the path as the user would type it from the current directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _defaults(parser: argparse.ArgumentParser, arguments: dict, path: Path) -> dict:
-    """Return recorded arguments as defaults, checked as if they were typed.
-
-    Code from a model's repository is run only where the command line says so again.
-    """
-    defaults = {}
-    for action in parser._actions:
-        name, value = action.dest, arguments.get(action.dest)
-        if name not in arguments or name in ("resume", "trust_remote_code") or value == action.default:
-            continue
-        with contextlib.suppress(argparse.ArgumentTypeError, ValueError, TypeError):
-            if action.nargs == 0 or value is None:
-                valid = value in (True, False, None)
-            elif action.nargs == "+":
-                valid = all(isinstance(part, str) for part in value)
-            else:
-                value = (action.type or str)(",".join(map(str, value)) if isinstance(value, list) else str(value))
-                valid = True
-            if valid:
-                defaults[name] = value
-                continue
-        raise InputError(f"{path}: {name} in arguments is {value!r}; it was damaged or edited")
-    return defaults
+def _write_json(path: Path, facts: dict) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _plain(args: argparse.Namespace) -> dict:
-    """Return flags as JSON has them, directories in full: a run may be resumed from elsewhere."""
-    plain = json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "resume"}, default=str))
-    for name in BY_CONTENT:
-        if Path(plain[name]).is_dir():
-            plain[name] = str(Path(plain[name]).resolve())
-    return plain
-
-
-def _read_facts(directory: Path) -> dict:
-    """Read the facts of a run; InputError where something is damaged that is needed hours later."""
-    path = directory / RUN_FILE
-    facts = read_json(path, RUN_KEYS)
-    arguments, baseline = facts["arguments"], facts["baseline"]
-    damaged = [f"{name} in arguments" for name in BY_CONTENT if not isinstance(arguments.get(name), str)]
-    dims = arguments.get("matryoshka_dims")
-    for dim in ("", *(f"{dim}_" for dim in (dims if isinstance(dims, list) else ()))):
-        for value, name in ((baseline.get(f"{dim}{figure}"), f"{dim}{figure}") for figure in FIGURES):
-            if not isinstance(value, int | float) or not -101 < value < 101:  # NaN neither
-                damaged.append(f"{name} in baseline")
-    if damaged:
-        raise InputError(f"{path}: {damaged[0]} is missing or wrong; it was damaged or edited")
-    return facts
-
-
-def _find_run(args: argparse.Namespace, script: str) -> tuple[Path, dict]:
-    """Return the directory and the facts of the run that --resume means, locked where anything is left to do in it."""
-    if args.resume != "newest":
-        directory = Path(args.resume).resolve()
-        if not (directory / RUN_FILE).is_file():
-            raise InputError(f"{args.resume}: no {RUN_FILE} in it; give the directory of an unfinished run")
-        facts = _read_facts(directory)
-        if facts["script"] != script:
-            raise InputError(f"{directory}: this is a run of {facts['script']}; resume it with that script")
-        if facts["status"] != "finished" or left_over(directory, finished=True):
-            _lock(directory)
-        return directory, facts
-    parent, complete, other = Path(args.output_dir).resolve(), None, None
-    found = [path.parent for path in parent.glob(f"*/{RUN_FILE}")]
-    for directory in sorted(found, key=lambda path: path.name[-19:], reverse=True):
-        try:
-            facts = _read_facts(directory)
-        except InputError as error:
-            print(f"passed over: {error}", flush=True)
-            continue
-        if facts["script"] != script or not directory.name.startswith(args.output_prefix):
-            if facts["status"] != "finished":
-                other = other or f"; the newest other one goes on with {facts['script']} --resume {directory}"
-            continue
-        if facts["status"] == "finished" and not left_over(directory, finished=True):
-            complete = complete or (directory, facts)
-            continue
-        _lock(directory, f"{parent}: no unfinished run with these arguments: ")
-        return directory, facts
-    if complete is None:
-        problem = f"{parent}: no unfinished run with these arguments"
-        raise InputError(problem + (other or "; start one without --resume"))
-    return complete
-
-
-def _is_first() -> bool:
-    """Tell whether this is the first process of a run, or the only one."""
-    return os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
-
-
-def _lock(directory: Path, prefix: str = "") -> None:
-    """Take the run for this process, the first of several, until it ends."""
-    if not _is_first():
-        return
-    _locks.append(lock(directory / LOCK, f"{prefix}{directory}: still running in another process; stop that first"))
-
-
-def left_over(directory: Path, *, finished: bool) -> list[Path]:
-    """Return what a killed process left in a run's directory, or all that only an unfinished run needs."""
-    names = f"{Path(RUN_FILE).stem}|README|training_curves|similarity_evaluation_.*"
-    hidden = re.compile(rf"\.({names})\.\d+\.(json|md|png|csv)")
-    paths = [path for path in (*directory.glob(".*"), *directory.glob("eval/.*")) if hidden.fullmatch(path.name)]
-    paths += [path for path in [directory / UNFINISHED] if path.exists()]
-    if finished:
-        paths = [*checkpoints(directory), *paths, *(path for path in [directory / LOCK] if path.exists())]
-    return paths
-
-
-def tidy(directory: Path, *, finished: bool) -> None:
-    """Delete what `left_over` returns."""
-    for path in left_over(directory, finished=finished):
-        if path.name.startswith("checkpoint-"):
-            remove(path)
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints that a run wrote, newest first; others, such as checkpoint-2.bak, are the user's."""
-    found = [path for path in directory.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if (path / STATE).is_file()), key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step that a checkpoint was written after."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint: out of sight first, so that a kill leaves no half of one."""
-    trash = checkpoint.parent / UNFINISHED
-    trash.mkdir(exist_ok=True)
-    checkpoint.rename(trash / checkpoint.name)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def size_and_crc(path: Path) -> list[int]:
-    """Return the size in bytes and the CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return [path.stat().st_size, crc]
-
-
-def fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None where every file is as it was written."""
-    try:
-        for name, sums in read_json(checkpoint / MANIFEST, {STATE: list}).items():
-            if size_and_crc(checkpoint / name) != sums:
-                return f"{name} is not as it was written"
-        read_json(checkpoint / STATE, STATE_KEYS)
-    except (InputError, OSError, ValueError) as error:  # ValueError: a name with a NUL
-        return one_line(error)
-    return None
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest checkpoint that is complete, its best one too, or None; others are named and passed over."""
-    for path in checkpoints(run_dir):
-        say(f"checking {path}")
-        if reason := fault(path):
-            print(f"{path}: damaged or cut short, not used ({reason})", flush=True)
-            continue
-        best = read_json(path / STATE, STATE_KEYS)["best_global_step"]
-        if best in (None, step_of(path)) or not (reason := fault(run_dir / f"checkpoint-{best}")):
-            return path
-        print(f"{path}: the best checkpoint that it names, checkpoint-{best}, is damaged ({reason})", flush=True)
-    print(f"{run_dir}: no usable checkpoint, the run starts anew", flush=True)
-    return None
-
-
-def open_run(args: argparse.Namespace, trainer, begun_with: dict) -> Run:
-    """Create the run directory, or take up the one to resume; every process gets the same.
-
-    Args:
-        args: the script's flags, from recorded_flags.
-        trainer: the run's trainer; its output_dir becomes the run's directory.
-        begun_with: what a new run knows already, for its facts.
+def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransformer:
+    """Load the base encoder with mean pooling, in float32, as the flags say; `sentences` try its vocabulary.
 
     Raises:
-        InputError: not writable, or what the run to resume was begun with has changed since.
+        InputError: it cannot be loaded, has a default prompt, knows less than half of the sentences' tokens, or has
+            fewer dimensions than --matryoshka_dims.
     """
-    from accelerate.utils import broadcast_object_list
-
-    found = [None]
-    if trainer.args.process_index == 0:
-        try:
-            arguments = _plain(args) | {
-                "processes": trainer.args.world_size,
-                "mixed_precision": trainer.accelerator.mixed_precision,
-            }
-            content = content_of(args, trainer.model.revision, list(trainer.batch_samplers))
-            begun_with = begun_with | {"arguments": arguments, "content": content, "libraries": _libraries()}
-            found = [_take_up(args, begun_with) if args.resume else _new_run(args, begun_with)]
-        except InputError as error:
-            found = [error]
-    run = broadcast_object_list(found)[0]  # a no-op in a single process
-    if isinstance(run, InputError):
-        raise run
-    trainer.args.output_dir = str(run.directory)
-    return run
-
-
-def content_of(args: argparse.Namespace, commit: str | None, objectives: list[str]) -> dict[str, str]:
-    """Return what tells the data and the base of a run from others: git blob ids of its files, or the hub's commit."""
-    root, base = Path(args.dataset_path), Path(args.model_name_or_path)
-    files = [root / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test", *(["train"] * ("sts" in objectives)))]
-    if "nli" in objectives:
-        files += (root / "KorNLI").glob("*train.ko.tsv")
-    content = {path.relative_to(root).as_posix(): git_blob_id(path) for path in sorted(files)}
-    if commit is not None:
-        return content | {"base": f"{args.model_name_or_path} at {commit}"}
-    files = sorted(path for path in base.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
-    files = [path for path in files if not {"eval", "onnx"} & set(path.relative_to(base).parts)]
-    # runs below the base are none of it
-    files = [path for path in files if not any((p / RUN_FILE).is_file() for p in path.parents if base in p.parents)]
-    return content | {f"base {path.relative_to(base).as_posix()}": git_blob_id(path) for path in files}
+    name = args.model_name_or_path
+    model = load_model(name, revision=args.revision, max_seq_length=args.max_seq_length, normalize=args.normalize)
+    check_no_prompt(model, name)
+    check_vocabulary(model, sentences, name)
+    if (size := model.get_embedding_dimension()) < max(args.matryoshka_dims or [0]):
+        raise InputError(f"--matryoshka_dims {max(args.matryoshka_dims)}: {name} has {size} dimensions")
+    if args.gradient_checkpointing:
+        model[0].model.activation_checkpointing_enable()  # its name in transformers 5.23
+    if args.torch_compile:
+        model[0].model.compile(dynamic=True)
+    say(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {describe(model)}, {model.device}")
+    return model
 
 
 def _libraries() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
-
-
-def _new_run(args: argparse.Namespace, begun_with: dict) -> Run:
-    parent, base = Path(args.output_dir).resolve(), Path(args.model_name_or_path)
-    check_writable(parent)
-    name = base.resolve().name if base.is_dir() else args.model_name_or_path.replace("/", "-")
-    while True:
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        directory = parent / f"{args.output_prefix}{name}-{stamp}"
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:  # another run of the same second
-            time.sleep(0.2)
-            continue
-        _lock(directory)
-        script = Path(sys.argv[0]).name
-        run = Run(directory, {"script": script, "status": "unfinished", "seed": args.seed, **begun_with})
-        run.save()
-        return run
-
-
-def _take_up(args: argparse.Namespace, begun_with: dict) -> Run:
-    directory = Path(args.resume)
-    facts = _read_facts(directory)
-    old, new = facts["arguments"], begun_with["arguments"]
-    if (was := old.get("processes")) != (now := new["processes"]):
-        raise InputError(f"{directory}: begun with {was} processes, now {now}; torchrun --nproc_per_node sets them")
-    if (was := old.get("mixed_precision")) != (now := new["mixed_precision"]):
-        raise InputError(f"{directory}: begun with mixed precision {was}, now {now}; look at ACCELERATE_ variables")
-    content = begun_with["content"]
-    for name in sorted(facts["content"].keys() | content.keys()):
-        if (was := facts["content"].get(name)) != (now := content.get(name)):
-            raise InputError(
-                f"{directory}: {name} is not what the run was begun with (was {was}, is {now}); restore it, "
-                "or start a new run without --resume"
-            )
-    if facts["libraries"] != begun_with["libraries"]:
-        print(f"{directory}: begun with other library versions; figures may differ from an unbroken run's")
-    tidy(directory, finished=False)
-    return Run(directory, facts, newest_checkpoint(directory))

@@ -1,5 +1,6 @@
 """A script of the repository in this process, as `python SCRIPT ARGUMENTS`, without the seconds its imports take."""
 
+import gc
 import runpy
 import sys
 from pathlib import Path
@@ -18,4 +19,6 @@ def run_here(script: str, *arguments: object) -> int:
             runpy.run_path(str(REPO / script), run_name="__main__")
         except SystemExit as stopped:
             return stopped.code or 0
+        finally:
+            gc.collect()  # what the end of a process does: locks are released
     return 0

@@ -1,87 +1,87 @@
-"""Runs a training script in this process and writes down what each optimizer step really did."""
+"""Runs a training script in this process and writes down what each of its optimizer steps really did."""
 
-import dataclasses
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from kf_deberta.training import trainer as trainer_module
+from kf_deberta.training import loop
 
 
-@dataclasses.dataclass
+@dataclass
 class Step:
-    """One optimizer step: whose turn, on which texts, with which rates, and what it left alone."""
+    """One optimizer step: whose turn, on which texts, at which rates, and what it left alone."""
 
-    objective: str
-    texts: list[tuple[str, ...]]
-    learning_rates: list[float]
+    objective: loop.Objective
+    rows: list[dict]
+    rates: list[float]
     clipped_norm: float
     others_untouched: bool
-    mine_moved: bool
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        return [tuple(value for value in row.values() if isinstance(value, str)) for row in self.rows]
 
 
-@dataclasses.dataclass
+@dataclass
 class Recording:
-    """What a run did, and the objects it did it with."""
+    """What a run did, and what it left."""
 
     steps: list[Step]
-    trainer: trainer_module.MultiTaskTrainer
+    model: torch.nn.Module
     directory: Path
 
+    def of(self, name: str) -> list[Step]:
+        return [step for step in self.steps if step.objective.name == name]
 
-def moments(state: dict) -> list[torch.Tensor]:
-    return [values["exp_avg"].clone() for values in state.values()]
+    def json(self, name: str) -> dict:
+        return json.loads((self.directory / name).read_text(encoding="utf-8"))
+
+    def log(self, column: str) -> list[float]:
+        return [row[column] for row in self.json("log.json")["log"] if column in row]
 
 
-def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(map(torch.equal, left, right))
+def moments(objective: loop.Objective) -> list[torch.Tensor]:
+    return [values["exp_avg"].clone() for values in objective.optimizer.state.values()]
 
 
-def record(module, arguments: list[object], output: Path) -> Recording:
-    """Run `module.main()` with `arguments`, recording every step of its optimizers."""
-    steps: list[Step] = []
-    seen: dict = {}
-    original_init = trainer_module.MultiTaskTrainer.__init__
-    original_step = trainer_module.PerObjectiveAdamW.step
+def record(module, flags: list[object], output: Path) -> Recording:
+    """Run `module.main()` with `flags`, recording every step."""
+    steps, seen, models = [], {}, []
+    original_step, original_collate = loop.step, loop.collate
 
-    def keep_trainer(self, **kwargs):
-        original_init(self, **kwargs)
-        seen["trainer"] = self
-        collate = self.data_collator
+    def collate(model, rows):
+        seen.setdefault(tuple(rows[0]), []).append(rows)  # by the names of its columns
+        return original_collate(model, rows)
 
-        def remember(rows):
-            seen["rows"] = rows
-            return collate(rows)
-
-        remember.valid_label_columns = collate.valid_label_columns
-        self.data_collator = remember
-
-    def recorded_step(self, closure=None):
-        objective = seen["trainer"].objective
-        others = [state for name, state in self.states.items() if name != objective]
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])).item()
-        before, mine_before = [moments(other) for other in others], moments(self.states[objective])
-        original_step(self, closure)
-        after = [moments(other) for other in others]
-        rows = seen.get("rows", ())  # none where a worker collates
-        texts = [tuple(v for v in row.values() if isinstance(v, str))[: len(row) - 1] for row in rows]
-        steps.append(
-            Step(
-                objective,
-                texts,
-                [group["lr"] for group in self.param_groups],
-                norm,
-                all(map(equal, before, after)),
-                not equal(mine_before, moments(self.states[objective])),
+    def step(model, objective, batch, max_grad_norm, run):
+        models.append(model)
+        others = [step.objective for step in steps if step.objective is not objective]
+        before, norms = [moments(other) for other in others[-1:]], []
+        rates = [group["lr"] for group in objective.optimizer.param_groups]
+        gradients = [w for group in objective.optimizer.param_groups for w in group["params"]]
+        hook = objective.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(
+                torch.stack([w.grad.norm() for w in gradients if w.grad is not None]).norm().item()
             )
         )
+        result = original_step(model, objective, batch, max_grad_norm, run)
+        hook.remove()
+        after = [moments(other) for other in others[-1:]]
+        same = all(
+            torch.equal(x, y) for xs, ys in zip(before, after, strict=True) for x, y in zip(xs, ys, strict=True)
+        )
+        rows = seen[tuple(objective.rows.column_names)].pop(0)
+        steps.append(Step(objective, rows, rates, norms[0], same))
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module.MultiTaskTrainer, "__init__", keep_trainer)
-        patch.setattr(trainer_module.PerObjectiveAdamW, "step", recorded_step)
-        patch.setattr(sys, "argv", [module.__file__, *map(str, arguments), "--output_dir", str(output)])
+        patch.setattr(loop, "step", step)
+        patch.setattr(loop, "collate", collate)
+        patch.setattr(sys, "argv", [module.__file__, *map(str, flags), "--output_dir", str(output)])
         module.main()
-    return Recording(steps, seen["trainer"], Path(seen["trainer"].args.output_dir))
+    (directory,) = output.iterdir()
+    return Recording(steps, models[0], directory)

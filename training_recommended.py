@@ -1,0 +1,131 @@
+"""Fine-tune a Korean encoder on KorNLI, then on KorSTS: the recommended recipe.
+
+Stage 1 is one epoch of MultipleNegativesRankingLoss on KorNLI triplets. Stage
+2 goes on from its model with two epochs of CoSENTLoss on KorSTS pairs, which
+trains on their order, as the score is computed from it; once for each seed.
+The final model is the mean of these models' weights if it is better on dev
+than each of them, else the best of them.
+
+    python training_recommended.py
+    python training_recommended.py --model_name_or_path klue/roberta-base
+    python training_recommended.py --max_rounds 100      # a short look
+    python training_recommended.py --matryoshka_dims 768,512,256,128,64
+    torchrun --nproc_per_node 4 training_recommended.py  # batches are totals
+    python training_recommended.py --resume    # the newest unfinished run
+"""
+
+import argparse
+
+from kf_deberta.errors import run
+from kf_deberta.flags import Parser, Several, add_run_flags, count, not_negative, number, positive, seed, warmup
+from kf_deberta.training.resume import parse_flags
+
+
+def get_parser() -> Parser:
+    """Every number of the recipe."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--nli_epochs", type=count, default=1, help="passes over the triplets")
+    add("--nli_batch_size", type=count, default=64, help="triplets per step, no text twice")
+    add("--nli_learning_rate", type=positive, default=2e-5, help="peak of the NLI stage")
+    add("--scale", type=positive, default=20.0, help="factor on the cosines in the ranking loss")
+    add("--sts_epochs", type=count, default=2, help="passes over the pairs")
+    add("--sts_batch_size", type=number(int, least=2), default=32, help="pairs per step, ranked against each other")
+    add("--sts_learning_rate", type=positive, default=4e-5, help="peak of the STS stages")
+    add("--sts_seeds", type=seed, action=Several, default=[1, 2, 3], help="a stage and a model for each")
+    add("--max_seq_length", type=count, default=128, help="tokens, after which a sentence is truncated")
+    add("--normalize", action=argparse.BooleanOptionalAction, default=True, help="embeddings of length 1")
+    add("--lr_scheduler_type", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="schedule")
+    add("--warmup_steps", type=warmup, default=0.1, help="rounds of warm-up; below 1, a share of all rounds")
+    add("--weight_decay", type=not_negative, default=0.01, help="of AdamW; none on biases and LayerNorm")
+    add("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm in each step")
+    add("--eval_steps", type=count, default=1000, help="rounds of an epoch between evaluations; one more at its end")
+    add("--seed", type=seed, default=777, help="of triplets, order and dropout of the NLI stage")
+    add("--max_rounds", type=count, help="stop each stage after these rounds (default: all)")
+    add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
+    add("--matryoshka_dims", type=count, action=Several, help="train truncations too, as 768,256 (default: off)")
+    add_run_flags(parser, output_prefix="kor_recommended_")
+    return parser
+
+
+def main() -> None:
+    """Train by the recommended recipe."""
+    # 1. Flags; then the libraries, which take seconds to import
+    args = parse_flags(get_parser())
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        CoSENTLoss,
+        MatryoshkaLoss,
+        MultipleNegativesRankingLoss,
+    )
+
+    from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, say_overlap
+    from kf_deberta.data.official import ensure_kor_nlu_datasets
+    from kf_deberta.evaluation.scoring import PairEvaluator
+    from kf_deberta.training.average import mean_of_weights
+    from kf_deberta.training.batches import ShuffledBatches, TripletBatches
+    from kf_deberta.training.loop import SELECTED_BY, Objective, train
+    from kf_deberta.training.run import Run, load_base
+
+    run = Run(args)
+
+    # 2. Data: triplets of every KorNLI train file, and KorSTS pairs with their gold score / 5
+    run.on_first(lambda: ensure_kor_nlu_datasets(args.dataset_path, args.download))
+    nli_files = find_kor_nli_train_files(args.dataset_path)
+    sts_files = [args.dataset_path / "KorSTS" / f"sts-{split}.tsv" for split in ("train", "dev", "test")]
+    nli = load_kor_nli(nli_files, args.seed)
+    sts, dev, test = map(load_kor_sts, sts_files)
+    say_overlap(sts, dev, "sts-dev")
+    say_overlap(sts, test, "sts-test")
+    dev = PairEvaluator(dev, "sts-dev", args.eval_batch_size, args.matryoshka_dims or ())
+    test = PairEvaluator(test, "sts-test", args.eval_batch_size, args.matryoshka_dims or ())
+
+    # 3. Model: the encoder with mean pooling and embeddings of length 1, in float32
+    model = load_base(args, sts["sentence1"][:])
+    run.begin(model, test, [*nli_files, *sts_files])
+    stages = {}
+
+    def stage(name: str, objective: Objective, **recipe: float) -> dict:
+        """Train a stage in a folder of its own; returns the weights that were best on dev, which the model has too."""
+        if args.matryoshka_dims:
+            objective.loss = MatryoshkaLoss(model, objective.loss, args.matryoshka_dims)
+        stage_args = argparse.Namespace(**vars(args) | recipe)
+        run.print(f"== {name}")
+        stages[name] = [objective], train(model, [objective], dev, run.directory / name, stage_args, run), stage_args
+        return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
+
+    # 4. Stage 1, NLI; the negatives of a triplet are all other texts of its batch, over all processes
+    ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
+    if args.nli_mini_batch_size:
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+    else:
+        loss = MultipleNegativesRankingLoss(model, **ranking)
+    objective = Objective("nli", nli, TripletBatches(nli, args.nli_batch_size, args.seed), loss)
+    start = stage("nli", objective, num_epochs=args.nli_epochs, learning_rate=args.nli_learning_rate)
+
+    # 5. Stage 2, STS from the model of stage 1, by each seed
+    weights = {}
+    for number in args.sts_seeds:
+        model.load_state_dict(start)
+        batches = ShuffledBatches(sts, args.sts_batch_size, number)
+        objective = Objective("sts", sts, batches, CoSENTLoss(model), whole=True)
+        recipe = {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate, "seed": number}
+        weights[f"sts_{number}"] = stage(f"sts_{number}", objective, **recipe)
+
+    # 6. The mean of their weights, if it is better on dev than each of them
+    model.load_state_dict(mean_of_weights(list(weights.values())))
+    mean = {"round": -1, "epoch": -1} | run.on_first(lambda: dev(model))
+    best = max(weights, key=lambda name: stages[name][1].best_score)
+    kept, figures = f"the mean of the weights of {', '.join(weights)}", mean
+    run.print(f"{kept}: {dev.name} cosine Spearman {100 * mean[SELECTED_BY]:.2f}")
+    if mean[SELECTED_BY] <= stages[best][1].best_score:
+        model.load_state_dict(weights[best])
+        kept, figures = best, stages[best][1].best_row
+    run.print(f"kept: {kept}")
+
+    # 7. Save it, score it on test, write the card
+    run.finish(model, test, stages, kept, figures)
+
+
+if __name__ == "__main__":
+    run(main)
