@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from sentence_transformers import SentenceTransformer
 
 from kf_deberta.errors import is_out_of_memory, one_line, say, write_atomically
@@ -48,7 +49,7 @@ class State:
 
 def save_checkpoint(directory: Path, model: SentenceTransformer, parts: list, state: State, run: Run) -> None:
     """Write the checkpoint of this round on the first process; `parts` are the optimizers and schedules."""
-    random = run.gather(_random_states(model.device))
+    random = gather_object([_random_states(model.device)])  # of all processes, in their order
 
     def write() -> None:
         path = directory / f"checkpoint-{state.round}"

@@ -10,7 +10,7 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -51,6 +51,7 @@ class Objective:
     batches: ShuffledBatches | TripletBatches
     loss: nn.Module
     whole: bool = False
+    unread: list[tuple] = field(default_factory=list, init=False)  # steps that the device may still be busy with
 
 
 def train(
@@ -95,38 +96,29 @@ def train(
     parts = [part for objective in objectives for part in (objective.optimizer, objective.schedule)]
     state = load_checkpoint(directory, model, parts, run)
     take_masks_from_host(model)
-    batches = zip(*(_batches(objective, model, state.round, args, run) for objective in objectives), strict=True)
+    for objective in objectives:
+        objective.stream = _batches(objective, model, state.round, args.dataloader_num_workers, run)
     seen = [f"{min(epoch * o.batches.batch_size, len(o.rows)):,} of {len(o.rows):,} {o.name} rows" for o in objectives]
     run.print(f"{rounds:,} rounds; an epoch is {epoch:,} rounds: {' and '.join(seen)}")
     evaluate = partial(_evaluate, model, dev, directory, state, epoch, run)
-    unread = []  # results of rounds that the device may still be busy with
+    bar = tqdm(total=rounds, initial=state.round, unit="round", disable=not run.first)
 
     # 3. Rounds
-    with (
-        _bfloat16_forward(model, args.bf16),
-        _signals() as received,
-        tqdm(total=rounds, initial=state.round, unit="round", disable=not run.first) as bar,
-    ):
+    with _bfloat16_forward(model, args.bf16), _signals() as received, bar:
         if not state.round:
             evaluate()
         for number in range(state.round + 1, rounds + 1):
             model.train()
-            unread.append(
-                (
-                    number,
-                    [
-                        step(model, *turn, args.max_grad_norm, run)
-                        for turn in zip(objectives, next(batches), strict=True)
-                    ],
+            for objective in objectives:
+                objective.unread.append(
+                    (number, step(model, objective, next(objective.stream), args.max_grad_norm, run))
                 )
-            )
             stopped = run.largest(received[0] if received else 0)
             evaluates = number % epoch % args.eval_steps == 0 or number == rounds
             saves = evaluates or stopped or (args.save_steps and number % args.save_steps == 0)
             logs = number % args.logging_steps == 0 or number == rounds
-            while len(unread) > (not saves and not logs):  # else the last round is read during the next
-                _read(*unread.pop(0), objectives, state, run)
             state.round = number
+            _read(objectives, state, run, number if saves or logs else number - 1)
             bar.update()
             if logs:
                 bar.set_postfix_str(_log(objectives, state, run), refresh=False)
@@ -143,13 +135,8 @@ def train(
 
 
 def step(model: SentenceTransformer, objective: Objective, batch: tuple, max_grad_norm: float, run: Run) -> tuple:
-    """Run one optimizer step of `objective`.
-
-    Returns:
-        [loss, gradient norm] on the host, and the event after which they are there.
-    """
-    features, labels = batch
-    loss = loss_of(model, objective.loss, features, labels)
+    """Run one optimizer step; returns [loss, gradient norm] on the host, and the event after which they are there."""
+    loss = loss_of(model, objective.loss, *batch)
     loss.backward()
     weights = [weight for weight in objective.loss.parameters() if weight.grad is not None]
     loss, objective.rate = loss.detach().float(), objective.schedule.get_last_lr()[0]
@@ -171,16 +158,14 @@ def loss_of(model: SentenceTransformer, loss: nn.Module, features: list[dict], l
     return loss(features, labels)
 
 
-def _batches(
-    objective: Objective, model: SentenceTransformer, start: int, args: Namespace, run: Run
-) -> Iterator[tuple]:
+def _batches(objective: Objective, model: SentenceTransformer, start: int, workers: int, run: Run) -> Iterator[tuple]:
     """Yield features, one dictionary per column of texts, and labels of this process's share of each batch."""
     shares = (batch if objective.whole else run.share(batch) for batch in islice(objective.batches, start, None))
     loader = DataLoader(
         objective.rows,
         batch_sampler=shares,
         collate_fn=partial(collate, model),
-        num_workers=args.dataloader_num_workers,
+        num_workers=workers,
         generator=torch.Generator(),  # else it draws from dropout's random numbers, and a resumed run draws others
         pin_memory=model.device.type == "cuda",
     )
@@ -204,20 +189,26 @@ def collate(model: SentenceTransformer, rows: list[dict]) -> tuple[list[dict], T
     return [model.preprocess(texts) for texts in columns.values()], None if labels is None else torch.tensor(labels)
 
 
-def _read(number: int, results: list[tuple], objectives: list[Objective], state: State, run: Run) -> None:
-    """Take the losses of a round into `state`; InputError if a loss or a gradient is not finite."""
-    for objective, (result, event) in zip(objectives, results, strict=True):
-        event.synchronize()
-        loss, objective.norm = result.tolist()
-        if not math.isfinite(loss + objective.norm):
-            rows = next(islice(objective.batches, number - 1, None))
-            texts = [value for value in objective.rows[rows[0]].values() if isinstance(value, str)]
-            raise InputError(
-                f"non-finite {'gradient' if math.isfinite(loss) else 'loss'} of {objective.name} in round {number}, "
-                f"rows {rows} (from 0; the first: {' | '.join(texts)[:80]}); lower --learning_rate or look at these "
-                f"rows; the last checkpoint in {run.directory} is from before"
-            )
-        state.losses.setdefault(objective.name, []).append(loss)
+def _read(objectives: list[Objective], state: State, run: Run, last: int) -> None:
+    """Take the losses up to round `last` into `state`; InputError if a loss or a gradient is not finite.
+
+    A round that is read during the next one is ready, so that a GPU is never waited for.
+    """
+    for objective in objectives:
+        while objective.unread and objective.unread[0][0] <= last:
+            number, (result, event) = objective.unread.pop(0)
+            event.synchronize()
+            loss, objective.norm = result.tolist()
+            if not math.isfinite(loss + objective.norm):
+                rows = next(islice(objective.batches, number - 1, None))
+                texts = [value for value in objective.rows[rows[0]].values() if isinstance(value, str)]
+                what = "gradient" if math.isfinite(loss) else "loss"
+                raise InputError(
+                    f"non-finite {what} of {objective.name} in round {number}, "
+                    f"rows {rows} (from 0; the first: {' | '.join(texts)[:80]}); lower --learning_rate or look at "
+                    f"these rows; the last checkpoint in {run.directory} is from before"
+                )
+            state.losses.setdefault(objective.name, []).append(loss)
 
 
 def _log(objectives: list[Objective], state: State, run: Run) -> str:
@@ -229,7 +220,7 @@ def _log(objectives: list[Objective], state: State, run: Run) -> str:
         row[f"{objective.name}_learning_rate"] = objective.rate
         row[f"{objective.name}_grad_norm"] = objective.norm
     state.log.append(row)
-    run.track(row)
+    run.accelerator.log(row, step=state.round)
     return " ".join(f"{name} {value:.4f}" for name, value in row.items() if name.endswith("_loss"))
 
 
@@ -239,7 +230,7 @@ def _evaluate(
     """Score the model on dev, on the first process, and note whether it is the best so far."""
     figures = run.on_first(lambda: dev(model))
     state.log.append({"round": state.round, "epoch": state.round / epoch} | figures)
-    run.track({"round": state.round} | {f"{dev.name}_{name}": value for name, value in figures.items()})
+    run.accelerator.log({f"{dev.name}_{name}": value for name, value in figures.items()}, step=state.round)
     note = "before training"
     if state.round:
         if figures[SELECTED_BY] > state.best_score:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -34,7 +34,7 @@ from kf_deberta.training.curves import draw_training_curves
 from kf_deberta.training.resume import FINISHED, STARTED, check_data, clean, plain
 
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "tokenizers", "numpy")
-REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(__file__).resolve().parents[2] / "bin"
 
 
 class Run:
@@ -112,10 +112,6 @@ class Run:
         for work in [torch.distributed.all_reduce(tensor.div_(self.world), async_op=True) for tensor in tensors]:
             work.wait()
 
-    def gather(self, value: Any) -> list:
-        """Return the values of all processes, in their order."""
-        return gather_object([value])
-
     def largest(self, number: int) -> int:
         """Return the largest of all processes' numbers."""
         if self.world == 1:
@@ -139,9 +135,8 @@ class Run:
         self.facts = self.on_first(
             lambda: self._read_facts(files) if self.args.resume else self._write_facts(model, test, files)
         )
-        self.print(
-            f"before training: {test.name} cosine Spearman {100 * self.facts['baseline']['cosine_spearman']:.2f}"
-        )
+        untrained = self.facts["baseline"]["cosine_spearman"]
+        self.print(f"before training: {test.name} cosine Spearman {100 * untrained:.2f}")
 
     def _write_facts(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
         say(f"scoring the untrained model on {test.name}, {len(test.gold):,} pairs")
@@ -167,9 +162,7 @@ class Run:
                 f"{self.directory}: started with {facts['processes']} processes, not {self.world}; use as many"
             )
         if facts["libraries"] != _libraries():
-            say(
-                "note: other library versions than at the start of this run; figures may differ from an unbroken run's"
-            )
+            say("note: other library versions than at the start of this run, so figures may differ by rounding")
         return facts
 
     def finish(
@@ -216,21 +209,17 @@ class Run:
         # 3. Summary
         self.print(f"\n{test.name} x100 (before -> after training)")
         for name, value in figures.items():
-            self.print(
-                f"  {name:<{max(map(len, figures))}}  {100 * facts['baseline'][name]:6.2f} -> {100 * value:6.2f}"
-            )
+            self.print(f"  {name:<24} {100 * facts['baseline'][name]:6.2f} -> {100 * value:6.2f}")
         untrained = next(iter(stages.values()))[1].log[0]["cosine_spearman"]
         if dev["cosine_spearman"] <= untrained:
             self.print(f"note: on dev no evaluation was better than the untrained model ({100 * untrained:.2f})")
         self.print(f"best on dev: {facts['kept']}, cosine Spearman {100 * dev['cosine_spearman']:.2f}")
-        directory, sts = _short(self.directory), self.args.dataset_path / "KorSTS"
-        commands = {"model": [directory]}
-        model_flags = ["--model_name_or_path", directory, "--sts_dataset_path", str(sts)]
-        commands["benchmark"] = ["python", _short(REPOSITORY / "bin" / "benchmark.py"), *model_flags]
-        commands["export"] = ["python", _short(REPOSITORY / "bin" / "export_onnx.py"), *model_flags, "--quantize"]
-        commands["upload"] = ["hf", "upload", "OWNER/MODEL", directory, "--exclude", STARTED, "--exclude", FINISHED]
-        for name, words in commands.items():
-            self.print(f"{name + ':':<10} {shlex.join(words)}")
+        folder, data = _short(self.directory), self.args.dataset_path / "KorSTS"
+        flags = shlex.join(["--model_name_or_path", folder, "--sts_dataset_path", str(data)])
+        self.print(f"model:     {folder}")
+        self.print(f"benchmark: python {shlex.quote(_short(BIN / 'benchmark.py'))} {flags}")
+        self.print(f"export:    python {shlex.quote(_short(BIN / 'export_onnx.py'))} {flags} --quantize")
+        self.print(f"upload:    hf upload OWNER/MODEL {shlex.quote(folder)} --exclude {STARTED} --exclude {FINISHED}")
 
     def print(self, text: str) -> None:
         """Print a line to stdout, above the progress bar, on the first process only."""
@@ -238,17 +227,10 @@ class Run:
             tqdm.write(text)
             sys.stdout.flush()
 
-    def track(self, row: dict[str, float]) -> None:
-        """Send a row of the log to the trackers of --report_to."""
-        self.accelerator.log(row, step=row["round"])
-
     def stop(self, number: int) -> None:
         """Exit after signal `number`, and say how to go on."""
-        launcher = (
-            ["python"]
-            if self.world == 1
-            else ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
-        )
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        launcher = ["python"] if self.world == 1 else ["torchrun", "--nproc_per_node", processes]
         self.print(f"stopped; to go on:\n  {shlex.join([*launcher, sys.argv[0], '--resume', str(self.directory)])}")
         sys.exit(128 + number)
 
