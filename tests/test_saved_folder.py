@@ -3,18 +3,14 @@
 import json
 import logging
 import os
-import shutil
-import sys
 import warnings
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, Normalize, Pooling, Transformer
 
-from kf_deberta.cli import InputError
-from kf_deberta.model.save import make_compatible, save_model
+from kf_deberta.model.save import save_model
 
 SENTENCES = ["은행에서 예금을 인출한다.", "a", " ".join(["주식 시장에서 주식을 매수한다."] * 9)]
 
@@ -132,60 +128,3 @@ def test_what_the_old_format_cannot_say_is_saved_in_the_new_one(name, toy_base, 
     model = UNLIKE[name](toy_base)
     save_model(model, tmp_path)
     assert np.array_equal(SentenceTransformer(str(tmp_path), device="cpu").encode(SENTENCES), model.encode(SENTENCES))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="cannot be written for older clients"):
-        make_compatible(model, tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_the_command_rewrites_a_folder_in_place(toy_base, tmp_path, monkeypatch, capsys):
-    import make_compatible as command
-
-    model = build(toy_base, *MODULES["normalize"])
-    model.save_pretrained(str(tmp_path / "new"), create_model_card=False)
-    save_model(model, tmp_path / "old")
-    weights = (tmp_path / "new" / "model.safetensors").read_bytes()
-    monkeypatch.setattr(sys, "argv", ["make_compatible.py", "--model_name_or_path", str(tmp_path / "new")])
-    command.main()
-    files = {path.relative_to(tmp_path / "old") for path in (tmp_path / "old").rglob("*") if path.is_file()}
-    assert {path.relative_to(tmp_path / "new") for path in (tmp_path / "new").rglob("*") if path.is_file()} == files
-    for file in files:
-        if file.name != "tokenizer.json":  # keeps the length of the last call, which no client uses
-            assert (tmp_path / "new" / file).read_bytes() == (tmp_path / "old" / file).read_bytes()
-    assert (tmp_path / "new" / "model.safetensors").read_bytes() == weights
-    assert str(tmp_path / "new" / "modules.json") in capsys.readouterr().out
-    assert np.array_equal(load_in_silence(tmp_path / "new").encode(SENTENCES), model.encode(SENTENCES))
-
-
-def test_the_command_refuses_folders_it_cannot_rewrite(toy_base, tmp_path, monkeypatch):
-    import make_compatible as command
-
-    monkeypatch.setattr(sys, "argv", ["make_compatible.py", "--model_name_or_path", str(toy_base)])
-    with pytest.raises(InputError, match="no modules.json"):
-        command.main()
-    # an encoder in a folder of its own, as very old models have it
-    build(toy_base, Pooling(32)).save_pretrained(str(tmp_path))
-    (tmp_path / "0_Transformer").mkdir()
-    for path in toy_base.iterdir():
-        shutil.copy(path, tmp_path / "0_Transformer")
-    modules = read(tmp_path / "modules.json")
-    modules[0]["path"] = "0_Transformer"
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match="its weights lie in 0_Transformer"):
-        make_compatible(SentenceTransformer(str(tmp_path), device="cpu"), tmp_path)
-
-
-@pytest.mark.parametrize("kind", [Exception, SafetensorError, RuntimeError])  # tokenizers', safetensors', torch's
-def test_a_full_disk_is_one_line_and_leaves_the_folder_as_it_was(toy_base, tmp_path, monkeypatch, kind):
-    model = build(toy_base, Pooling(32))
-    model.save_pretrained(str(tmp_path), create_model_card=False)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    def full(directory, **_):
-        (directory / "tokenizer.json").write_text("{")
-        raise kind("No space left on device (os error 28)")
-
-    monkeypatch.setattr(model.tokenizer, "save_pretrained", full)
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device"):
-        make_compatible(model, tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -6,15 +6,12 @@ know.
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers.models import WordPiece
-
-from kf_deberta.cli import InputError, writing
 
 POOLING_FLAGS = {  # mode -> field, in the order in which several are concatenated
     "cls": "pooling_mode_cls_token",
@@ -110,38 +107,6 @@ def save_model(model: SentenceTransformer, directory: Path, *, weights: bool = T
     _write(directory / "config_sentence_transformers.json", model._get_model_config())
     _write(directory / "modules.json", entries)  # last: what reads the folder meanwhile finds a format that it knows
     honor_umask(directory)
-
-
-def make_compatible(model: SentenceTransformer, directory: Path) -> list[Path]:
-    """Rewrite the small files of `directory`, which `model` was loaded from; its weights and config.json stay.
-
-    All are written aside first and then replace the old ones, modules.json last; the paths are returned.
-
-    Raises:
-        InputError: the old files cannot describe the model, or cannot be written.
-    """
-    modules = directory / "modules.json"
-    elsewhere = modules.is_file() and json.loads(modules.read_text(encoding="utf-8"))[0]["path"]
-    problem = f"its weights lie in {elsewhere}" if elsewhere else format_problem(model)
-    if problem:
-        raise InputError(f"{directory}: cannot be written for older clients ({problem})")
-    work = directory / ".compatible-unfinished"
-    shutil.rmtree(work, ignore_errors=True)  # left by a call that was killed
-    try:
-        with writing(directory, "free space or its permissions"):
-            save_model(model, work, weights=False)
-            (work / "config.json").unlink()
-            written = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "modules.json")
-            placed = [directory / path.relative_to(work) for path in [*written, work / "modules.json"]]
-            for target in placed:
-                target.parent.mkdir(exist_ok=True)
-                (work / target.relative_to(directory)).replace(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    for path in directory.glob("*_Normalize/config.json"):  # an empty folder in the old format
-        path.unlink()
-    honor_umask(directory)
-    return placed
 
 
 def honor_umask(directory: Path) -> None:

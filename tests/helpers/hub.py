@@ -4,7 +4,6 @@ Weights are redirected to another host name ("localhost"), as the real hub does 
 the same host. A repository is a list of commits; `main` and other branches name one. What was asked is in `log`.
 """
 
-import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -99,16 +98,9 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def do_POST(self) -> None:
-        self._answer(self._post)
-
-    def do_PUT(self) -> None:
-        self._answer(self._put)
-
     # 1. What every route shares
     def _answer(self, route) -> None:
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         try:
@@ -236,56 +228,6 @@ class Handler(BaseHTTPRequestHandler):
         first = int(start.removeprefix("bytes=").split("-")[0])
         headers["Content_Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         return self._send(206, data[first:], cut=cut, **headers)
-
-    # 3. Writing
-    def _post(self, path: str) -> None:
-        words = path.split("/")
-        if path == "api/validate-yaml":
-            return self._json({"errors": [], "warnings": []})
-        if self.token != TOKEN:
-            raise RefusedError(401, "", "Invalid credentials in Authorization header")
-        if path == "api/repos/create":
-            asked = json.loads(self.body)
-            name = f"{asked['organization'] or 'rehearsal'}/{asked['name']}"
-            if name in self.server.repositories:
-                raise RefusedError(409, "", "You already created this model repo")
-            self.server.add(name, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
-            return self._json({"url": f"{self.server.url}/{name}", "name": name})
-        if path.endswith(".git/info/lfs/objects/batch"):
-            return self._json(
-                {"transfer": "basic", "objects": list(map(self._upload, json.loads(self.body)["objects"]))}
-            )
-        if words[:2] != ["api", "models"] or len(words) < 6:
-            raise RefusedError(404, "", f"no such page: {path}")
-        name, action, revision = "/".join(words[2:4]), words[4], words[5]
-        files = self._repository(name).commits[self._commit(self._repository(name), revision)]
-        if action == "preupload":
-            return self._json({"files": [self._mode(file["path"]) for file in json.loads(self.body)["files"]]})
-        if action != "commit":
-            raise RefusedError(404, "", f"no such page: {path}")
-        new = dict(files)
-        for line in map(json.loads, self.body.splitlines()):
-            value = line["value"]
-            if line["key"] == "file":
-                new[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                new[value["path"]] = self.server.objects[value["oid"]]
-        commit = self.server.add(name, new, revision)
-        return self._json({"commitUrl": f"{self.server.url}/{name}/commit/{commit}", "commitOid": commit})
-
-    def _mode(self, path: str) -> dict:
-        return {"path": path, "uploadMode": "lfs" if path.endswith(LFS) else "regular", "shouldIgnore": False}
-
-    def _upload(self, wanted: dict) -> dict:
-        actions = {"upload": {"href": f"{self.server.cdn}/upload/{wanted['oid']}", "header": {}}}
-        return wanted | ({} if wanted["oid"] in self.server.objects else {"actions": actions})
-
-    def _put(self, path: str) -> None:
-        sha = path.split("/")[-1]
-        if hashlib.sha256(self.body).hexdigest() != sha:
-            raise RefusedError(400, "", "the content is not what its name says")
-        self.server.objects[sha] = self.body
-        return self._send(200)
 
 
 def git_blob(data: bytes) -> str:
