@@ -1,217 +1,126 @@
-"""A rehearsal of the real hub on loopback: what it serves, what goes wrong there, what is asked and what is pushed."""
+"""A rehearsal of the real hub on loopback: what it serves, what goes wrong there, and what works without it."""
 
-import hashlib
-import json
-import os
-import re
-import subprocess
-import sys
+import socket
 
+import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file
 
-import hub_models
-from hub import TOKEN, serve
+import hub as rehearsal
+import zoo
+from kf_deberta.errors import InputError
+from kf_deberta.model.load import load_model
+from kf_deberta.model.save import save_model
 
 BASE, PUBLISHED = "kakaobank/kf-deberta-base", "upskyy/kf-deberta-multitask"
-NAMES = {
-    "klue/roberta-base": hub_models.klue_roberta_base,
-    "jhgan/ko-sroberta-multitask": hub_models.ko_sroberta_multitask,
-    "BM-K/KoSimCSE-roberta-multitask": hub_models.kosimcse_roberta_multitask,
-    "owner/vocab-txt": hub_models.vocab_txt_only,
-}
-PIECES = 48_000  # of the base: 12 MB of weights, more than the client takes at once
-SMALL = ["--max_rounds", 2, "--max_seq_length", 32]
+SENTENCES = ["은행에 돈을 맡긴다", "비가 온다"]
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """The hub with the models that this project names, and their commits by name."""
+def server(toy_base, tmp_path_factory):
+    """The hub with the two models that this project names, in the layouts that the real one serves."""
     folder = tmp_path_factory.mktemp("hub")
-    with serve() as server:
-        server.commits = {
-            BASE: server.add(BASE, hub_models.kf_deberta_base(folder / "base", PIECES)),
-            "bin": server.add(PUBLISHED, hub_models.kf_deberta_multitask(folder / "bin", "bin"), "bin"),
-            PUBLISHED: server.add(PUBLISHED, hub_models.kf_deberta_multitask(folder / "safetensors")),
-            "gated": server.add("owner/gated", {"config.json": b"{}"}, gated=True),
-        }
-        for name, build in NAMES.items():
-            server.commits[name] = server.add(name, build(folder / name))
+    base = zoo.write_encoder("deberta", toy_base, folder / "base", "ForMaskedLM")
+    save_model(load_model(str(base), device="cpu", max_seq_length=32), published := folder / "published")
+    for unused in ("pytorch_model.bin", "onnx/model.onnx", "checkpoint-9/model.safetensors"):
+        (published / unused).parent.mkdir(exist_ok=True)
+        (published / unused).write_text("never downloaded")
+    # 12 MB, more than the client reads at once
+    torch.save(load_file(base / "model.safetensors") | {"cls.x": torch.zeros(3_000_000)}, base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with rehearsal.serve() as server:
+        server.base, server.ids = base, {BASE: server.add(BASE, base), "old": server.add(PUBLISHED, base, "old")}
+        server.ids[PUBLISHED] = server.add(PUBLISHED, published)
+        server.add("sentence-transformers/no-owner", published)
+        server.add("owner/gated", published)
         yield server
 
 
-@pytest.fixture(scope="module")
-def clone(repo, toy_data, tmp_path_factory):
-    """A directory that looks like a clone with the data in it."""
-    root = tmp_path_factory.mktemp("clone")
-    for path in [*repo.glob("*.py"), repo / "bin", repo / "requirements.txt"]:
-        (root / path.name).symlink_to(path)
-    (root / "kor-nlu-datasets").symlink_to(toy_data)
-    return root
+@pytest.fixture
+def point(server, tmp_path, monkeypatch):
+    """Point the client, which has an empty cache, to this hub; the function points it elsewhere (None: offline)."""
+
+    def point(url):
+        huggingface_hub.close_session()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", url is None)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    monkeypatch.setenv("HF_TOKEN", "hf_rehearsal")
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    server.log.clear()
+    point(server.url)
+    yield point
+    huggingface_hub.close_session()
 
 
-@pytest.fixture(scope="module")
-def online(hub, tmp_path_factory) -> dict[str, str]:
-    """The environment of a machine that reaches this hub, logged in, with nothing cached yet.
-
-    hf_xet would upload to Xet's own servers, which this hub does not have: without it uploads are those of Git LFS.
-    """
-    home = {"HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SENTENCE_"))}
-    return plain | home | {"HF_ENDPOINT": hub.url, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+def embed(name):
+    return load_model(name, device="cpu").encode(SENTENCES, convert_to_tensor=True)
 
 
-@pytest.fixture(scope="module")
-def run(repo, clone):
-    """Run commands in one process, each as `python ...` would; return their statuses, the output and the errors."""
-
-    def run(environment: dict[str, str], *commands: list[object]):
-        words = json.dumps([[str(word) for word in command] for command in commands])
-        driver = [sys.executable, str(repo / "tests" / "helpers" / "readme_driver.py"), words]
-        result = subprocess.run(driver, cwd=clone, env=environment, capture_output=True, text=True, input="물음\n")
-        found = re.search(r"^STATUS (.*)$", result.stdout, re.M)
-        assert found, result.stdout[-3000:] + result.stderr[-6000:]
-        errors = [line.removeprefix("error: ") for line in result.stderr.splitlines() if line.startswith("error: ")]
-        return json.loads(found.group(1)), result.stdout, errors, result.stderr
-
-    return run
+def refused(name, message, **options):
+    with pytest.raises(InputError, match=message) as error:
+        load_model(name, device="cpu", **options)
+    assert "\n" not in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def rehearsed(hub, online, run):
-    """Every command once without --model_name_or_path, on an empty cache, over a busy line that is cut once."""
-    hub.cut, hub.busy = {"pytorch_model.bin"}, {BASE, "config.json"}
-    statuses, output, _, stderr = run(
-        online,
-        ["training_multi_task.py", *SMALL, "--nli_batch_size", 16],
-        ["training_nli.py", *SMALL, "--batch_size", 16, "--revision", hub.commits[BASE]],
-        ["training_sts.py", *SMALL, "--push_to_hub", "--hub_model_id", "rehearsal/kor-sts"],
-        ["bin/benchmark.py", "--output", "results.json"],
-        ["bin/benchmark.py", "--output", "bin.json", "--revision", "bin"],
-        ["bin/export_onnx.py", "--output_dir", "models"],
-        ["bin/search.py", "--revision", "main", "한 투자자가 비트코인을 매수한다."],
-    )
-    assert statuses == [0] * 7, output[-3000:] + stderr[-6000:]
-    signs = ["loading libraries", f"loading {BASE}", "model: ", "before training: scoring KorSTS test, 20 pairs"]
-    signs += ["writing the best model to ", f"loading {PUBLISHED}", "writing kf-deberta-multitask.onnx"]
-    for sign in [*signs, "writing checkpoint-4", "scoring the best model on KorSTS test, 20 pairs"]:
-        assert f"\n{sign}" in "\n" + stderr, f"no sign of life: {sign}"
-    assert "FutureWarning" not in stderr and stderr.count("Trying to resume download") == 1
-    return output
+def test_a_download_that_is_cut_is_resumed_and_one_that_stays_incomplete_is_no_model(server, point, tmp_path):
+    server.cut = {"pytorch_model.bin"}
+    model = load_model(BASE, device="cpu")
+    assert model.revision == server.ids[BASE] and not server.cut
+    assert torch.equal(model.encode(SENTENCES, convert_to_tensor=True), embed(str(server.base)))
+    ranges = [range_ for method, path, range_ in server.log if method == "GET" and path.endswith("/pytorch_model.bin")]
+    assert ranges[0] is None and ranges[1].startswith("bytes=")
+    (weights,) = tmp_path.glob("models--kakaobank--*/snapshots/*/pytorch_model.bin")
+    weights.unlink()
+    point(None)
+    refused(BASE, "not cached, and cannot be downloaded")
 
 
-def facts_of(clone, recipe: str) -> tuple[dict, object]:
-    (path,) = clone.glob(f"output/kor_{recipe}_*/training_arguments.json")
-    return json.loads(path.read_text()), path.parent
+def test_only_what_is_needed_is_downloaded_and_commits_are_pinned(server, point, tmp_path):
+    model = load_model(PUBLISHED, device="cpu")
+    assert model.revision == server.ids[PUBLISHED] and model.max_seq_length == 32
+    assert (folder := tmp_path / "models--upskyy--kf-deberta-multitask/snapshots" / model.revision).is_dir()
+    assert (folder / "model.safetensors").exists() and (folder / "1_Pooling" / "config.json").exists()
+    assert not any("never downloaded" in path.read_text(errors="replace") for path in folder.rglob("*.*"))
+    for revision in ("old", server.ids["old"]):
+        assert load_model(PUBLISHED, device="cpu", revision=revision).revision == server.ids["old"]
+    assert torch.equal(embed("no-owner"), embed(PUBLISHED))  # the library's rule for names without an owner
 
 
-def test_a_cut_download_is_resumed_and_no_token_leaves_the_hub(hub, rehearsed):
-    assert not hub.cut and not hub.busy
-    whole, rest = hub.asked("/pytorch_model.bin?", "GET")[:2]
-    assert whole.range is None and rest.range.startswith("bytes=1048") and rest.status == 206
-    assert {request.token for request in hub.asked("/cdn/")} == {None}
-    assert {request.token for request in hub.asked("/resolve/")} == {TOKEN}
+def test_refusals_of_the_hub_are_lines_of_their_own(point, monkeypatch):
+    refused("output/no/such/run", "^output/no/such/run: no such directory")
+    refused("owner/gated", "^owner/gated: gated; accept its terms at .* and log in with hf auth login")
+    refused(PUBLISHED, "no revision no-such-branch; give a branch, a tag or", revision="no-such-branch")
+    for token in ("hf_rehearsal", ""):
+        monkeypatch.setenv("HF_TOKEN", token)
+        refused("owner/none", "^owner/none: no such directory, and no such model at .*/owner/none; check the name")
 
 
-def test_nothing_asks_the_hub_to_convert_a_model(hub, rehearsed):
-    assert hub.asked("/resolve/")
-    assert not [r for r in hub.log if "/discussions" in r.path or "/commits/" in r.path or "/pr/" in r.path]
+TROUBLES = {  # settings, hub, message
+    "offline": ({}, None, "offline mode is enabled.*; check .*HF_TOKEN"),
+    "refused": ({}, "http://127.0.0.1:9", "refused"),
+    "silent": ({}, "silent", "timed out"),
+    "proxy": ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "http://localhost:9", "socksio.*; check .*ALL_PROXY"),
+    "token": ({"HF_TOKEN": "hf_한글"}, "http://localhost:9", "; check .*HF_TOKEN"),
+    "certificate": ({"SSL_CERT_FILE": "/no/such.pem"}, "https://localhost:9", "; check .*SSL_CERT_FILE"),
+    "unreadable": ({"HF_TOKEN": ""}, "http://localhost:9", "Is a directory: "),  # stands for one without permission
+}
 
 
-def test_what_was_loaded_is_pinned(hub, clone, rehearsed):
-    for recipe in ("multi", "nli", "sts"):
-        facts, _ = facts_of(clone, recipe)
-        assert facts["base_revision"] == hub.commits[BASE]
-    (row,) = json.loads((clone / "results.json").read_text())
-    (other,) = json.loads((clone / "bin.json").read_text())
-    assert (row["revision"], other["revision"]) == (hub.commits[PUBLISHED], hub.commits["bin"])
-    assert hub.asked(f"/{PUBLISHED}/resolve/{hub.commits['bin']}/pytorch_model.bin")
-    assert row["cosine_spearman"] == other["cosine_spearman"], "the same weights in either format"
-    assert hub.commits[PUBLISHED] in (clone / "models" / "README.md").read_text()
-
-
-def test_what_is_pushed(hub, clone, rehearsed):
-    files = hub.repositories["rehearsal/kor-sts"].commits[hub.repositories["rehearsal/kor-sts"].branches["main"]]
-    _, directory = facts_of(clone, "sts")
-    expected = {"README.md", "model.safetensors", "config.json", "tokenizer.json", "modules.json"}
-    expected |= {"1_Pooling/config.json", "eval/similarity_evaluation_sts-dev_results.csv"}
-    expected |= {"similarity_evaluation_sts-test_results.csv", "training_curves.png"}
-    assert expected <= files.keys()
-    assert files["model.safetensors"] == (directory / "model.safetensors").read_bytes()
-    unwanted = r"checkpoint|optimizer|scheduler|rng_state|trainer_state|training_arg|\.lock|\.pt$|\.bin$|runs/"
-    assert not [path for path in files if re.search(unwanted, path)]
-    places = [str(clone), str(clone.resolve()), os.path.expanduser("~") + "/", "/home/", "/tmp/"]
-    assert not [(path, place) for path, data in files.items() for place in places if place.encode() in data]
-    assert TOKEN.encode() not in b"".join(files.values())
-
-
-@pytest.fixture(scope="module")
-def as_a_stranger(online, run, rehearsed):
-    """What the hub answers to a token without rights, and the models of the table by their names."""
-    statuses, _, errors, stderr = run(
-        online | {"HF_TOKEN": "hf_of_a_stranger"},
-        ["bin/search.py", "--model_name_or_path", "owner/none", "물음"],
-        ["bin/export_onnx.py", "--model_name_or_path", "owner/gated", "--output_dir", "never"],
-        ["bin/benchmark.py", "--revision", "no-such-branch"],
-        ["training_sts.py", "--model_name_or_path", "owner/none"],
-        ["training_sts.py", *SMALL, "--push_to_hub", "--hub_model_id", "rehearsal/other", "--output_dir", "never"],
-        ["bin/benchmark.py", "--model_name_or_path", "rehearsal/kor-sts", "--output", "pushed.json"],
-        ["bin/benchmark.py", "--model_name_or_path", *NAMES, "--output", "all.json"],
-    )
-    assert statuses == [2, 2, 2, 2, 2, 0, 0], stderr[-5000:]
-    assert "UNEXPECTED" not in stderr and "MISSING" not in stderr
-    return errors
-
-
-def test_errors_of_the_hub_are_lines_of_their_own(hub, as_a_stranger):
-    none, gated, revision, training, push = as_a_stranger
-    assert none.startswith("owner/none: no such model") and training == none
-    assert gated.startswith("owner/gated: gated; accept its terms")
-    assert revision.startswith(f"{PUBLISHED}: no revision no-such-branch; give a branch")
-    assert push.startswith("--push_to_hub: rehearsal/other cannot be created") and "hf auth login" in push
-    assert "rehearsal/other" not in hub.repositories
-
-
-def test_every_layout_loads_by_its_name(hub, clone, as_a_stranger):
-    rows = json.loads((clone / "all.json").read_text())
-    assert [row["revision"] for row in rows] == [hub.commits[name] for name in NAMES]
-
-
-def test_a_pushed_model_scores_as_its_folder(clone, as_a_stranger):
-    (row,) = json.loads((clone / "pushed.json").read_text())
-    facts, _ = facts_of(clone, "sts")
-    for name, value in facts["test"].items():
-        assert row[name] * 100 == pytest.approx(value, abs=0.02)
-
-
-def test_without_a_hub_what_is_cached_works_and_the_rest_is_one_line(hub, online, run, rehearsed):
-    asked = len(hub.log)
-    unreachable = online | {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    statuses, output, errors, _ = run(
-        unreachable,
-        ["bin/search.py", "한 투자자가 비트코인을 매수한다."],
-        ["bin/search.py", "--model_name_or_path", "owner/none", "물음"],
-    )
-    assert statuses == [0, 2] and output.count("(Score: ") == 5
-    (line,) = errors
-    assert line.startswith("owner/none: not cached, and the hub cannot be reached")
-    assert len(hub.log) == asked
-
-
-def test_reproduce_sh_runs_offline_from_the_cache(hub, repo, clone, online, rehearsed):
-    python = clone / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    stamp = hashlib.sha256((repo / "requirements.txt").read_bytes()).hexdigest()
-    (clone / ".venv" / "installed-requirements.txt").write_text(stamp + "\n")
-    asked = len(hub.log)
-    command = [str(clone / "bin" / "reproduce.sh"), *map(str, SMALL), "--nli_batch_size", "16"]
-    result = subprocess.run(
-        command, cwd="/", env=online | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert len(hub.log) == asked
-    ours, published = json.loads((clone / "output" / "reproduce" / "results.json").read_text())
-    assert published["revision"] == hub.commits[PUBLISHED] and not ours["error"]
-    readme = (clone / "output" / "reproduce" / "onnx" / "README.md").read_text()
-    assert readme.startswith("# ONNX export of ")
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_without_a_hub_what_is_cached_works_and_the_rest_is_one_line(trouble, server, point, monkeypatch, tmp_path):
+    expected = embed(PUBLISHED)
+    settings, url, message = TROUBLES[trouble]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        point(f"http://127.0.0.1:{silent.getsockname()[1]}" if url == "silent" else url)
+        for key, value in settings.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path))
+        monkeypatch.setattr("kf_deberta.model.load.HUB_SECONDS", 0.5)
+        assert torch.equal(embed(PUBLISHED), expected)
+        refused(BASE, f"^{BASE}: not cached, and cannot be downloaded .*{message}")

@@ -1,4 +1,4 @@
-"""load_model on what the hub serves: weights in both formats, whole or in parts, and files that do not fit."""
+"""load_model: the Korean families in use equal plain transformers; files that do not fit are refused in one line."""
 
 import json
 import pickle
@@ -7,69 +7,126 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from tokenizers import Tokenizer
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoModelForSequenceClassification, BartConfig, BartModel
 
-from kf_deberta.cli import InputError
-from kf_deberta.model.load import load_model
+import zoo
+from kf_deberta.errors import InputError
+from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
 
 SENTENCES = ["은행에 돈을 맡긴다", "비가 온다"]
+LONG = "은행에 돈을 맡긴다 " * 60
 
 
-def plain_means(encoder, path):
-    """Mean token embeddings by plain transformers, one sentence at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    with torch.no_grad():
-        return torch.stack(
-            [encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in SENTENCES]
-        )
+def embed(path, texts=SENTENCES, **options) -> torch.Tensor:
+    return load_model(str(path), device="cpu", **options).encode(texts, convert_to_tensor=True)
+
+
+def refused(path, message, **options):
+    with pytest.raises(InputError, match=message) as error:
+        load_model(str(path), **({"device": "cpu"} | options))
+    assert "\n" not in str(error.value)
+
+
+def edit(path, **values):
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | values))
+
+
+@pytest.fixture(scope="module")
+def bert(toy_base, tmp_path_factory):
+    return zoo.write_encoder("bert", toy_base, tmp_path_factory.mktemp("bert") / "bert")
 
 
 @pytest.fixture(scope="module")
 def masked(toy_base, tmp_path_factory):
-    """A fill-mask checkpoint as kf-deberta-base is one: `deberta.` prefix, MLM head, safetensors here."""
-    path = tmp_path_factory.mktemp("masked") / "base"
-    torch.manual_seed(1)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(toy_base)).save_pretrained(path)
-    AutoTokenizer.from_pretrained(toy_base).save_pretrained(path)
+    """A fill-mask checkpoint as kf-deberta-base is one: `deberta.` prefix and a head, here as safetensors."""
+    return zoo.write_encoder("deberta", toy_base, tmp_path_factory.mktemp("masked") / "base", "ForMaskedLM")
+
+
+@pytest.mark.parametrize("name", zoo.ENCODERS)
+def test_a_family_equals_plain_transformers(name, toy_base, tmp_path):
+    path, limit = zoo.write_encoder(name, toy_base, tmp_path / name), zoo.ENCODERS[name][2]
+    model = load_model(str(path), device="cpu")
+    assert model.max_seq_length == limit and model.revision is None
+    texts = [*SENTENCES, LONG]
+    got = model.encode(texts, convert_to_tensor=True)
+    assert torch.allclose(got, zoo.plain_means(path, texts, limit), atol=1e-5)
+    assert not torch.allclose(got[0], got[1], atol=1e-2)
+    short = embed(path, texts, max_seq_length=3)
+    assert torch.allclose(short, zoo.plain_means(path, texts, 3), atol=1e-5)
+    for length in (2, limit + 1):
+        refused(path, rf"--max_seq_length {length}; it takes 3 to {limit} tokens", max_seq_length=length)
+
+
+def test_pooling_normalize_and_prompt(bert, tmp_path):
+    cls = torch.stack([tokens[0] for tokens in zoo.plain_tokens(bert, SENTENCES)])
+    assert torch.allclose(embed(bert, pooling="cls"), cls, atol=1e-5)
+    model = load_model(str(bert), device="cpu", pooling="cls", normalize=True, prompt="질문: ")
+    assert torch.allclose(model.encode(SENTENCES, prompt="", convert_to_tensor=True), normalize(cls), atol=1e-5)
+    asked = [tokens[0] for tokens in zoo.plain_tokens(bert, [f"질문: {text}" for text in SENTENCES])]
+    expected = normalize(torch.stack(asked))
+    assert torch.allclose(model.encode(SENTENCES, convert_to_tensor=True), expected, atol=1e-5)
+    assert describe(model) == "cls pooling, prompt '질문: '"
+    model.save_pretrained(str(tmp_path))
+    again = load_model(str(tmp_path), device="cpu", normalize=True)
+    assert len(again) == 3 and torch.allclose(again.encode(SENTENCES, convert_to_tensor=True), expected, atol=1e-5)
+    with pytest.raises(InputError, match="it puts '질문: ' before every sentence"):
+        check_no_prompt(again, "model")
+    check_no_prompt(load_model(str(tmp_path), device="cpu", prompt=""), "model")
+    refused(tmp_path, "its own pooling is cls; omit --pooling mean", pooling="mean")
+    refused(tmp_path, "--revision main: .* is a local directory; omit the flag", revision="main")
+
+
+def copy(masked, folder, state, pickled=False):
+    """Copy a model with other weights."""
+    shutil.copytree(masked, path := folder / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
+    write, file = (torch.save, "pytorch_model.bin") if pickled else (save_file, "model.safetensors")
+    write(state, path / file)
     return path
 
 
-@pytest.fixture
-def variant(masked, tmp_path):
-    """A function that writes a copy of `masked` with other weights: variant(state, sharded, pickled)."""
-
-    def write(state: dict, *, sharded: bool = False, pickled: bool = False):
-        path = tmp_path / "variant"
-        shutil.copytree(masked, path, ignore=shutil.ignore_patterns("*.safetensors"))
-        stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
-        parts = [dict(list(state.items())[i::3]) for i in range(3)] if sharded else [state]
-        names = [f"{stem}-{i + 1:05}-of-00003.{suffix}" if sharded else f"{stem}.{suffix}" for i in range(len(parts))]
-        for name, part in zip(names, parts, strict=True):
-            torch.save(part, path / name) if pickled else save_file(part, path / name, {"format": "pt"})
-        if sharded:
-            index = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-            text = json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
-            (path / f"{stem}.{suffix}.index.json").write_text(text)
-        return path
-
-    return write
-
-
-@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("pickled", [False, True])
-def test_both_formats_whole_and_sharded_equal_plain_transformers(masked, variant, sharded, pickled, capfd):
-    state = load_file(masked / "model.safetensors")
-    path = variant(state, sharded=sharded, pickled=pickled)
+def test_half_precision_weights_of_a_checkpoint_with_a_head_are_loaded_as_float32(masked, tmp_path, pickled, capfd):
+    path = copy(
+        masked,
+        tmp_path,
+        {key: value.half() for key, value in load_file(masked / "model.safetensors").items()},
+        pickled,
+    )
+    edit(path / "config.json", dtype="float16")
     model = load_model(str(path), device="cpu")
-    expected = plain_means(AutoModel.from_pretrained(masked).eval(), masked)
-    capfd.readouterr()
-    got = load_model(str(path), device="cpu").encode(SENTENCES, convert_to_tensor=True)
-    assert torch.allclose(got, expected, atol=1e-5)
-    output = "".join(capfd.readouterr())
-    assert "UNEXPECTED" not in output and "cls." not in output  # no table of the unused MLM head
-    saved = path / "saved"
-    model.save_pretrained(str(saved))
-    assert (saved / "model.safetensors").is_file() and not list(saved.rglob("*.bin"))
+    assert model.dtype is torch.float32
+    got = model.encode(SENTENCES, convert_to_tensor=True)
+    assert torch.allclose(got, zoo.plain_means(masked, SENTENCES), atol=1e-2)
+    assert capfd.readouterr().err == f"loading {path}\n"  # no table of the head that is not used
+
+
+LAYER = "deberta.encoder.layer.0."
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {f"module.{key}": value for key, value in state.items()}, r"22 of 22 weights .*embeddings"),
+        (lambda state: {k: v for k, v in state.items() if LAYER not in k}, r"16 of 22 weights .*encoder\.layer\.0"),
+        (lambda state: {k: v for k, v in state.items() if "rel_emb" not in k}, r"1 of 22 weights .*rel_embeddings"),
+        (lambda state: state | {f"{LAYER}output.dense.bias": torch.ones(15)}, r"has shape \[15\], not \[16\]"),
+        (lambda state: state | {f"{LAYER}output.dense.bias": torch.full((16,), torch.nan)}, "contain NaN"),
+    ],
+)
+def test_weights_missing_misshapen_or_not_finite(masked, tmp_path, change, message, pickled):
+    state = load_file(masked / "model.safetensors")
+    refused(copy(masked, tmp_path, change(state), pickled), message)
+
+
+def test_a_pooler_that_the_embedding_never_uses_may_be_missing(toy_base, tmp_path):
+    path = zoo.write_encoder("bert", toy_base, tmp_path, "ForMaskedLM")
+    assert torch.allclose(embed(path), zoo.plain_means(path, SENTENCES), atol=1e-5)
 
 
 class RunsCode:
@@ -83,142 +140,100 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_runs_code_is_refused(masked, variant, tmp_path, legacy):
-    state = {**load_file(masked / "model.safetensors"), "code": RunsCode(tmp_path / "made")}
-    path = variant({}, pickled=True)
+def test_a_pickle_that_runs_code_is_refused(masked, tmp_path, legacy):
+    path, made = copy(masked, tmp_path, {}, pickled=True), tmp_path / "made"
+    state = load_file(masked / "model.safetensors") | {"code": RunsCode(made)}
     torch.save(state, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(InputError, match="variant: its pickled weights hold more than tensors.*refused") as refused:
-        load_model(str(path), device="cpu")
-    assert "\n" not in str(refused.value) and not (tmp_path / "made").exists()
-    torch.load(path / "pytorch_model.bin", weights_only=False)["code"].close()  # it does run code
-    assert (tmp_path / "made").exists()
-    (path / "pytorch_model.bin").write_bytes(pickle.dumps(RunsCode(tmp_path / "second")))
-    with pytest.raises(InputError):
-        load_model(str(path), device="cpu")
-    assert not (tmp_path / "second").exists()
+    refused(path, "copy: its pickled weights contain more than tensors, which would run code; use safetensors")
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps(RunsCode(made)))
+    refused(path, "copy: ")
+    assert not made.exists()
+    pickle.loads((path / "pytorch_model.bin").read_bytes()).close()  # it does run code
+    assert made.exists()
 
 
-@pytest.mark.parametrize("pickled", [False, True])
-@pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda key: f"module.{key}", r"38 of the encoder's 38 weights are not in its file.*: embeddings\.LayerNorm"),
-        (lambda key: None if ".layer.1." in key else key, r"16 of the encoder's 38 weights.*: encoder\.layer\.1\."),
-        (
-            lambda key: None if key.endswith("rel_embeddings.weight") else key,
-            r"1 of .*: encoder\.rel_embeddings\.w",
-        ),
-    ],
-)
-def test_missing_encoder_weights_are_an_error(masked, variant, change, message, sharded, pickled):
-    state = {change(key): value for key, value in load_file(masked / "model.safetensors").items() if change(key)}
-    with pytest.raises(InputError, match=message) as refused:
-        load_model(str(variant(state, sharded=sharded, pickled=pickled)), device="cpu")
-    assert str(refused.value).count(".weight") + str(refused.value).count(".bias") <= 3
+def test_other_kinds_of_models_are_refused(toy_base, bert, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(bert, num_labels=1).save_pretrained(tmp_path / "ce")
+    zoo.tokenizer_of(toy_base).save_pretrained(tmp_path / "ce")
+    refused(tmp_path / "ce", "BertForSequenceClassification gives no sentence embeddings")
+    for kind in (CrossEncoder, SparseEncoder, MultiVectorEncoder):
+        path = tmp_path / kind.__name__
+        base = zoo.write_encoder("bert", toy_base, tmp_path / "mlm", "ForMaskedLM") if kind is SparseEncoder else bert
+        kind(str(base), device="cpu").save_pretrained(str(path))
+        refused(path, f"{kind.__name__} gives no sentence embeddings")
+        (path / "config_sentence_transformers.json").unlink()  # as older versions saved it
+        refused(path, "gives no sentence embeddings")
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 40}
+    BartModel(BartConfig(vocab_size=2000, **sizes, **heads)).save_pretrained(tmp_path / "bart")
+    zoo.tokenizer_of(toy_base).save_pretrained(tmp_path / "bart")
+    refused(tmp_path / "bart", "BartModel has a decoder; give a model with an encoder only")
+    SentenceTransformer(modules=[Transformer(str(bert))], device="cpu").save_pretrained(str(tmp_path / "unpooled"))
+    refused(tmp_path / "unpooled", "unpooled: cannot be loaded as a sentence-embedding model .*sentence_embedding")
 
 
-@pytest.mark.parametrize("pickled", [False, True])
-def test_another_shape_is_an_error(masked, variant, pickled):
-    state = load_file(masked / "model.safetensors")
-    key = "deberta.encoder.layer.0.output.dense.weight"
-    state[key] = state[key][:-1].clone()
-    with pytest.raises(InputError, match=r"1 weights have another shape.*layer\.0\.output\.dense\.weight: \[31, "):
-        load_model(str(variant(state, pickled=pickled)), device="cpu")
+def test_code_in_the_repository_is_never_run(bert, tmp_path):
+    """As jina-embeddings-v2 (a known model_type with code beside it) and monologg/kobert (a tokenizer) do."""
+    for file in ("config.json", "tokenizer_config.json"):
+        shutil.copytree(bert, path := tmp_path / f"of-{file}")
+        edit(path / file, auto_map={"AutoModel": "owner/other-repository--modeling.JinaBertModel"})
+        refused(path, "auto_map in its files names Python code, which is never run here; delete auto_map")
 
 
-def test_a_pooler_that_the_embedding_never_uses_may_be_missing(toy_base, tmp_path):
-    torch.manual_seed(2)
-    config = BertConfig(
-        vocab_size=2000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    masked = BertForMaskedLM(config)
-    masked.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(toy_base).save_pretrained(tmp_path)
-    got = load_model(str(tmp_path), device="cpu").encode(SENTENCES, convert_to_tensor=True)
-    assert torch.allclose(got, plain_means(masked.bert.eval(), tmp_path), atol=1e-5)
+def test_files_that_are_no_model(bert, tmp_path, monkeypatch):
+    refused(tmp_path, "cannot be loaded as a sentence-embedding model .*config.json")
+    shutil.copytree(bert, path := tmp_path / "copy")
+    (path / "model.safetensors").unlink()
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        (path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        refused(path, f"copy: {file} is a pointer of git-lfs, not the file itself; run git lfs pull")
+        (path / file).unlink()
+    refused(path, "copy: cannot be loaded .*no file named model.safetensors")
+    shutil.copy(bert / "model.safetensors", path)
+    edit(path / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+    (path / "tokenizer.json").unlink()
+    refused(path, "copy: no usable tokenizer; save the base's tokenizer files")
+    shutil.copy(bert / "tokenizer.json", path)
+    tokenizer = Tokenizer.from_file(str(bert / "tokenizer.json"))
+    tokenizer.add_tokens(["새말"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    rows = tokenizer.get_vocab_size() - 1
+    refused(path, rf"its tokenizer has ids up to {rows}, its embeddings {rows} rows")
+    (path / "config.json").write_text("{")
+    monkeypatch.setattr("os.access", lambda *_: False)  # as for a user without permission
+    refused(path, "cannot be read; check its permissions")
 
 
-def test_a_directory_without_weights_is_one_line(masked, variant):
-    path = variant({}, pickled=True)
-    (path / "pytorch_model.bin").rename(path / "tf_model.h5")
-    with pytest.raises(InputError, match=r"no \.safetensors weights and no pytorch_model\.bin"):
-        load_model(str(path), device="cpu")
+def test_modules_in_other_orders_and_static_embeddings(toy_base, bert, tmp_path):
+    encoder, mean = Transformer(str(bert)), Pooling(16)
+    static = StaticEmbedding(Tokenizer.from_file(str(toy_base / "tokenizer.json")), embedding_dim=16)
+    for modules in [encoder, mean, Dense(16, 8), Normalize()], [encoder, Normalize(), mean], [static]:
+        model = SentenceTransformer(modules=modules, device="cpu")
+        model.save_pretrained(path := str(tmp_path / str(len(modules))))
+        assert torch.allclose(embed(path, LONG), model.encode(LONG, convert_to_tensor=True), atol=1e-6)
+    check_vocabulary(model, ["☃"], "static")
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("owner/model", "models--owner--model"),
-        ("no-owner", "models--sentence-transformers--no-owner"),  # where the library looks for it
-        ("bert-base-multilingual-cased", "models--bert-base-multilingual-cased"),  # older than owners
-    ],
-)
-@pytest.mark.parametrize("library", [True, False])
-def test_cached_names_are_found_where_the_library_puts_them(masked, tmp_path, monkeypatch, name, folder, library):
-    if library:
-        monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
-    else:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    shutil.copytree(masked, tmp_path / folder / "snapshots" / commit)
-    (tmp_path / folder / "refs").mkdir()
-    (tmp_path / folder / "refs" / "main").write_text(commit)
-    model = load_model(name, device="cpu")
-    assert model.revision == commit
-    expected = plain_means(AutoModel.from_pretrained(masked).eval(), masked)
-    assert torch.allclose(model.encode(SENTENCES, convert_to_tensor=True), expected, atol=1e-5)
+def test_the_share_of_unknown_tokens(bert, capsys):
+    model = load_model(str(bert), device="cpu")
+    unknown, known = ["☃ ☃ ☃"] * 50, ["비 가 온 다"] * 50
+    check_vocabulary(model, known, "model")
+    assert capsys.readouterr().err == f"loading {bert}\n"
+    check_vocabulary(model, known + unknown[:10], "model")
+    assert "model: 13% of the tokens of these texts are unknown to its tokenizer" in capsys.readouterr().err
+    with pytest.raises(InputError, match="model: 60% of the tokens of these texts .*; use a model for this language"):
+        check_vocabulary(model, known[:25] + unknown, "model")
 
 
-@pytest.mark.parametrize("place", ["SentenceTransformer", "SentenceTransformer.preprocess"])
-def test_out_of_memory_is_no_fault_of_the_model(toy_base, monkeypatch, place):
+@pytest.mark.parametrize("device", ["meta", "nonsense"] if torch.cuda.is_available() else ["meta", "nonsense", "cuda"])
+def test_a_device_that_cannot_be_used_is_no_fault_of_the_model(bert, device):
+    refused(bert, rf"^--device {device}: cannot be used here \(.*\); omit it$", device=device)
+
+
+def test_out_of_memory_is_no_fault_of_the_model(bert, monkeypatch):
     def run_out(*args, **kwargs):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
 
-    monkeypatch.setattr(f"kf_deberta.model.load.{place}", run_out)
+    monkeypatch.setattr(AutoModel, "from_pretrained", run_out)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        load_model(str(toy_base))
-
-
-@pytest.mark.parametrize("length", [1, 2, True, 12.5, "abc", [5]])
-def test_a_length_that_leaves_no_room_for_a_word_is_refused(toy_base, tmp_path, length):
-    from kf_deberta.model.save import save_model
-
-    save_model(load_model(str(toy_base), device="cpu"), tmp_path / "model")
-    file = tmp_path / "model" / "sentence_bert_config.json"
-    file.write_text(json.dumps({"max_seq_length": length, "do_lower_case": False}))
-    with pytest.raises(InputError, match="model: (max_seq_length .* in its files; correct it to 3|cannot be loaded)"):
-        load_model(str(tmp_path / "model"), device="cpu")
-
-
-def test_names_are_checked_as_the_hub_checks_them():
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    from kf_deberta.cli import is_hub_name
-
-    accepted = []
-    for name in (
-        "owner/model",
-        "klue-base",
-        "a.b/c_d",
-        "-a",
-        "a-",
-        "a--b",
-        "a..b",
-        "a/b.git",
-        "a/b/c",
-        "../x",
-        "x" * 97,
-        "한글",
-        "",
-    ):
-        try:
-            validate_repo_id(name)
-            valid = True
-        except HFValidationError:
-            valid = False
-        assert is_hub_name(name) == valid, name
-        accepted += [name] * valid
-    assert accepted == ["owner/model", "klue-base", "a.b/c_d"]
+        load_model(str(bert))

@@ -1,27 +1,33 @@
-"""Loading a base or trained model the one way every script of this repository needs it."""
+"""Loading a base or trained model, from a directory or the model hub, the one way every script needs it."""
 
 import contextlib
-import logging
+import json
 import os
 import pickle
-from collections.abc import Iterator
+import random
+import re
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
-from transformers import modeling_utils
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
+from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
 
-from kf_deberta.cli import InputError, check_model_name, is_out_of_memory, one_line, say
+from kf_deberta.errors import InputError, is_out_of_memory, one_line, say
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
-from kf_deberta.model.hub import find_model, has_modules, hub_error
 from kf_deberta.model.onnx_encoder import describe_prompt
 
 TRIAL = ["가", "비가 오는 날에는 집에서 책을 읽는다."]
-# else transformers starts a thread that asks the hub to convert a repository without safetensors
-os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+HUB_SECONDS = 5  # the longest wait for the hub before the cache is used
+HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors", "[0-9]*_*/*"]  # of an encoder and its modules
+HUB_SETTINGS = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "SSL_CERT_FILE", "ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+NOT_DENSE = "SequenceClassification|cross.?encoder|sparse|multi.?vector|ColBERT|pylate"
 
 
 def load_model(
@@ -32,80 +38,64 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     fast_attention: bool = True,
     max_seq_length: int | None = None,
-    trust_remote_code: bool = False,
     pooling: str | None = None,
     normalize: bool = False,
     prompt: str | None = None,
 ) -> SentenceTransformer:
-    """Load a hub name or a local directory as a SentenceTransformer, checked by a trial sentence.
+    """Load a hub name or a local directory as a SentenceTransformer, checked by trial sentences.
 
-    Weights are read from safetensors where there are some, else from pytorch_model.bin, of which tensors only. The
-    model's `revision` is the commit of the hub that it was loaded at, None for a local directory.
+    Weights are read from safetensors if there are any, else from pytorch_model.bin (tensors only). No code of a model
+    is run. The model's `revision` is the commit on the hub, None for a local directory.
 
     Args:
         name_or_path: hub name such as `kakaobank/kf-deberta-base`, or a local directory.
         revision: commit, branch or tag of a hub model; None is main.
-        device: torch device; None takes the accelerator where there is one.
-        dtype: dtype of the weights whatever the checkpoint's own; transformers 5 would keep a float16 checkpoint
-            in float16, which trains badly and is 12 times slower on a CPU.
-        fast_attention: switch DebertaV2 encoders to the exact fast attention of attention.py, and large
-            linear layers to oneDNN on processors where that is faster; the same numbers to rounding.
-        max_seq_length: tokens a sentence is truncated to; None keeps the model's own, as far as it has positions.
-        trust_remote_code: run Python code from the model repository; off unless the user asks.
-        pooling: "mean" or "cls", for an encoder without modules of its own; None takes the library's choice, the
-            mean (the last token of a causal language model).
-        normalize: scale embeddings to length 1 by a Normalize module at the end, where there is none.
-        prompt: text put before every sentence; None keeps the model's default prompt, "" takes none.
+        device: torch device; None is the GPU if there is one.
+        dtype: dtype of the weights whatever the checkpoint's own; in float16 it would train badly.
+        fast_attention: use the faster attention of attention.py in DebertaV2 encoders, and oneDNN for large linear
+            layers if this processor gains from it; the same numbers to rounding.
+        max_seq_length: maximum tokens per sentence; None is the model's own, limited by its positions.
+        pooling: "mean" or "cls", for an encoder without modules.json; None is the library's choice, the mean.
+        normalize: append a Normalize module (embeddings of length 1) unless the model ends with one.
+        prompt: text put before every sentence; None keeps the model's default prompt, "" is none.
 
     Raises:
-        InputError: the model is missing, unreadable, incomplete, not one that embeds sentences, has other pooling,
-            cannot take `max_seq_length`, or is neither cached nor on a reachable hub.
+        InputError: the model or the device cannot be used, or the model is neither cached nor on a reachable hub.
     """
-    path, commit, offline = Path(name_or_path), None, False
-    if path.is_dir() and revision is not None:
-        raise InputError(f"--revision {revision}: {name_or_path} is a local directory; leave the flag out")
-    if path.is_dir():
-        check_model_directory(path)
-    else:
-        check_model_name(name_or_path)
+    folder = Path(name_or_path)
+    local = folder.is_dir()
+    if local and revision is not None:
+        raise InputError(f"--revision {revision}: {name_or_path} is a local directory; omit the flag")
+    _check_device(device)
     say(f"loading {name_or_path}")
-    if not path.is_dir():
-        commit, offline = find_model(name_or_path, revision)
-    transformers.utils.logging.disable_progress_bar()  # of the fraction of a second that reading the weights takes
+    transformers.logging.disable_progress_bar()  # reading the weights takes a fraction of a second
+    transformers.logging.set_verbosity_error()  # no table of missing weights: they are refused below
     try:
-        with _load_reports() as reports:
-            model = SentenceTransformer(
-                name_or_path,
-                revision=commit,
-                local_files_only=offline,
-                device=device,
-                model_kwargs={"dtype": dtype},
-                trust_remote_code=trust_remote_code,
-            )
-    except InputError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{name_or_path}: its pickled weights hold more than tensors, which runs code when it is read: refused; "
-            "take a checkpoint in safetensors format"
-        ) from error
+        if not local:
+            folder = _download(name_or_path, revision)
+        _check_files(folder)
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}  # refused below, too
+        model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=options)
+        model.revision = None if local else folder.name
+        if not isinstance(model[0], StaticEmbedding):
+            _check_encoder(model, folder)
+            _set_length(model, max_seq_length)
+        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+            raise InputError("the weights contain NaN or infinite values; use another checkpoint")
+        if pooling is not None and pooling != pooling_of(model):
+            if (folder / "modules.json").exists():
+                raise InputError(f"its own pooling is {pooling_of(model)}; omit --pooling {pooling}")
+            model[1] = Pooling(model[1].embedding_dimension, pooling)
+        if normalize and not isinstance(model[-1], Normalize):
+            model.append(Normalize())
+        if prompt is not None:
+            model.prompts["prompt"] = prompt
+            model.default_prompt_name = "prompt" if prompt else None
+        model.encode(TRIAL, show_progress_bar=False)  # fails if the modules do not fit each other
     except Exception as error:  # every library raises its own type for a broken model
         if is_out_of_memory(error):
             raise
-        if not trust_remote_code and "trust_remote_code" in str(error):
-            needed = "needs Python code of its own repository; read it, then allow it with --trust_remote_code"
-            raise InputError(f"{name_or_path}: {needed}") from error
-        reason = f"{name_or_path}: cannot be loaded as a sentence-embedding model ({one_line(error, 300)})"
-        raise InputError(hub_error(name_or_path, error) or reason) from error
-    model.revision = commit and commit.resolved
-    _check_kind(model, name_or_path)
-    check_tokenizer(model, name_or_path)
-    _set_modules(model, name_or_path, commit, pooling, normalize)
-    if prompt is not None:
-        model.prompts["prompt"] = prompt
-        model.default_prompt_name = "prompt" if prompt else None
-    _set_length(model, name_or_path, max_seq_length)
-    _check_weights(model, reports, name_or_path)
+        raise InputError(f"{name_or_path or folder}: {_problem(error, folder)}") from error
     if fast_attention:
         use_fast_attention(model)
         use_onednn_linear(model)
@@ -113,170 +103,154 @@ def load_model(
 
 
 def pooling_of(model: SentenceTransformer) -> str:
-    """How token embeddings become one, such as `mean`, `cls` or `mean+max`; `no` without a Pooling module."""
+    """Return how token embeddings become one, such as `mean`, `cls` or `mean+max`; `no` without a Pooling module."""
     modes = [module.pooling_mode for module in model if isinstance(module, Pooling)]
     return "+".join([modes[0]] if isinstance(modes[0], str) else modes[0]) if modes else "no"
 
 
 def describe(model: SentenceTransformer) -> str:
-    """What of a model changes its embeddings and is not seen in its name: `mean pooling, prompt 'query: '`."""
+    """Return the settings that change embeddings and are not in the model's name: `mean pooling, prompt 'query: '`."""
     return f"{pooling_of(model)} pooling{describe_prompt(default_prompt(model))}"
 
 
 def default_prompt(model: SentenceTransformer) -> str:
-    """The text that `model.encode` puts before every sentence, often empty."""
+    """Return the text that `model.encode` puts before every sentence, often empty."""
     return model.prompts.get(model.default_prompt_name or "") or ""
 
 
-def check_model_directory(path: Path) -> None:
-    """Raise InputError where a local directory holds no model, or weights in no format that is read."""
-    if (path / "adapter_config.json").is_file():
-        raise InputError(f"{path}: an adapter without its base; merge it (PeftModel.merge_and_unload) and save that")
-    if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
-        raise InputError(f"{path}: no config.json or modules.json; give a directory that save_pretrained wrote")
-    if not any(path.rglob("*.safetensors")) and not any(path.rglob("pytorch_model*.bin")):
-        raise InputError(f"{path}: no .safetensors weights and no pytorch_model.bin; convert the model first")
+def check_no_prompt(model: SentenceTransformer, name: str) -> None:
+    """Raise InputError if the model puts a prompt before every sentence."""
+    if prompt := default_prompt(model):
+        remedy = "use another model, or set default_prompt_name to null in its config_sentence_transformers.json"
+        raise InputError(f"{name}: it puts {prompt!r} before every sentence, which is not supported here; {remedy}")
 
 
-def check_tokenizer(model: SentenceTransformer, name: str) -> None:
-    """Raise InputError where the tokenizer is missing (transformers makes an empty one) or fits another model."""
-    tokenizer, first = model.tokenizer, model[0]
-    table = first.embedding if isinstance(first, StaticEmbedding) else first.auto_model.get_input_embeddings()
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) <= len(set(getattr(tokenizer, "all_special_tokens", []))):
-        raise InputError(f"{name}: no usable tokenizer; save the base's tokenizer files beside its config.json")
-    if (highest := max(vocabulary.values())) >= table.num_embeddings:
-        raise InputError(
-            f"{name}: tokenizer has ids up to {highest}, embeddings {table.num_embeddings} rows; "
-            "take the model's own tokenizer"
-        )
-    if isinstance(first, Transformer) and tokenizer.pad_token is None:  # GPT-2 type: the mask hides what it is
-        if tokenizer.eos_token is None:
-            raise InputError(f"{name}: its tokenizer has no padding token; set tokenizer.pad_token and save it")
-        tokenizer.pad_token = tokenizer.eos_token
-
-
-def _check_kind(model: SentenceTransformer, name: str) -> None:
-    """Raise InputError for models that embed no sentences, though the library loads them."""
-    first = model[0]
-    if not isinstance(first, Transformer | StaticEmbedding):
-        kinds = ", ".join(type(module).__name__ for module in model)
-        raise InputError(f"{name}: its modules are {kinds}; the first must be a Transformer or a StaticEmbedding")
-    if isinstance(first, StaticEmbedding):
+def check_vocabulary(model: SentenceTransformer, sentences: Sequence[str], name: str) -> None:
+    """Print the share of unknown tokens in some of the sentences if it is above 3%; InputError above half."""
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    if unknown is None or not len(sentences):  # static embeddings, or a vocabulary of bytes
         return
-    architecture = (first.config.architectures or [""])[0]
-    if architecture.endswith("ForSequenceClassification"):
-        raise InputError(
-            f"{name}: {architecture} is a classifier or cross-encoder, which has no sentence embeddings; to start "
-            "from its encoder, save that with AutoModel.from_pretrained(...).save_pretrained(...)"
-        )
-    if first.config.is_encoder_decoder and hasattr(first.auto_model, "decoder"):
-        raise InputError(f"{name}: {type(first.auto_model).__name__} has a decoder; give a model with an encoder only")
-
-
-def _set_modules(
-    model: SentenceTransformer, name: str, commit: str | None, pooling: str | None, normalize: bool
-) -> None:
-    """Set the pooling of a plain encoder, and put a Normalize module behind the others."""
-    if pooling is not None and pooling != pooling_of(model):
-        if has_modules(name, commit):
-            raise InputError(f"{name}: its own pooling is {pooling_of(model)}; leave --pooling {pooling} out")
-        model[1] = Pooling(model[1].embedding_dimension, pooling)
-    if normalize and not isinstance(model[-1], Normalize):
-        model.append(Normalize())
-
-
-def _set_length(model: SentenceTransformer, name: str, length: int | None) -> None:
-    """Truncate to `length` tokens, or to the positions the encoder has where the model asks for more."""
-    if isinstance(model[0], StaticEmbedding):  # takes any length
-        return
-    least, limit = model.tokenizer.num_special_tokens_to_add() + 1, usable_positions(model)
-    if length is None:
-        length = model.max_seq_length or limit
-        if length is not None and (type(length) is not int or length < least):
-            raise InputError(f"{name}: max_seq_length {length!r} in its files; correct it to {least} or more")
-        model.max_seq_length = min(length, limit) if limit else length
-        return
-    if limit and length > limit:
-        raise InputError(f"{name}: --max_seq_length {length} exceeds its {limit} positions")
-    if length < least:
-        raise InputError(
-            f"{name}: --max_seq_length {length} leaves no room for a word beside {least - 1} special tokens; "
-            f"give {least} or more"
-        )
-    model.max_seq_length = length
+    rows = random.Random(0).sample(range(len(sentences)), min(500, len(sentences)))
+    texts = [sentences[row] for row in rows]
+    tokens = list(chain.from_iterable(model.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    share = tokens.count(unknown) / max(1, len(tokens))
+    found = f"{name}: {share:.0%} of the tokens of these texts are unknown to its tokenizer"
+    if share > 0.5:
+        raise InputError(f"{found}; use a model for this language, with its own tokenizer files")
+    if share > 0.03:
+        say(f"{found}, so different words look alike to it")
 
 
 def usable_positions(model: SentenceTransformer) -> int | None:
-    """Tokens that the encoder takes, special ones included; None where nothing limits them."""
+    """Return how many tokens the encoder takes, special ones included; None if nothing limits them."""
     limit = getattr(model[0].config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:  # XLNet has -1
         return None
     for name, module in model[0].named_modules():
-        # the RoBERTa family counts from behind the row of its padding token
+        # RoBERTa's positions start after padding_idx
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return min(limit, module.num_embeddings) - module.padding_idx - 1
     return limit
 
 
-def _check_weights(model: SentenceTransformer, reports: list[tuple], name: str) -> None:
-    """Raise InputError where weights are missing, do not fit, are not finite, or a trial sentence does not run.
-
-    A weight that the embedding does not depend on, such as the pooler of BERT, may be missing.
-    """
-    for _, report in reports:
-        if report.mismatched_keys:
-            key, found, wanted = sorted(report.mismatched_keys)[0]
-            raise InputError(
-                f"{name}: {len(report.mismatched_keys)} weights have another shape than config.json says, the first "
-                f"{key}: {list(found)} instead of {list(wanted)}; take the configuration that belongs to the weights"
-            )
-        if report.error_msgs or report.conversion_errors:
-            reason = one_line(Exception(*report.error_msgs, *report.conversion_errors.values()))
-            raise InputError(f"{name}: its weights cannot be read ({reason})")
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise InputError(f"{name}: the weights hold NaN or infinite values; take another checkpoint")
-    missing = {key: encoder for encoder, report in reports for key in sorted(report.missing_keys)}
-    parameters = {
-        key: parameter
-        for encoder in missing.values()
-        for key, parameter in encoder.named_parameters(remove_duplicate=False)
-        if key in missing
-    }
+def _check_device(device: str | None) -> None:
     try:
-        model.eval()
-        features = model.preprocess(TRIAL, prompt=default_prompt(model))
-        features = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
-        with torch.set_grad_enabled(bool(parameters)):
-            total = model(features)["sentence_embedding"].sum()
-        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True) if parameters else ()
-    except Exception as error:  # whatever modules that do not fit each other raise
-        if is_out_of_memory(error):
-            raise
-        kinds = ", ".join(type(module).__name__ for module in model)
-        raise InputError(
-            f"{name}: its modules ({kinds}) give no sentence embedding ({type(error).__name__}: {one_line(error)}); "
-            "needed are a Transformer and a Pooling after it, or a StaticEmbedding"
-        ) from error
-    for key, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            del missing[key]
+        torch.zeros(1, device=device).item()
+    except Exception as error:
+        raise InputError(f"--device {device}: cannot be used here ({one_line(error)}); omit it") from error
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Return the cached directory of a hub model, named by its commit, after downloading what is new."""
+    # the library's rule: most names without an owner belong to its own organization
+    own = "/" not in name and name.lower() not in ORIGINAL_TRANSFORMER_MODELS
+    repository = f"{SentenceTransformer.default_huggingface_organization}/{name}" if own else name
+
+    def fetch(offline: bool) -> Path:
+        options = {"cache_dir": os.environ.get("SENTENCE_TRANSFORMERS_HOME"), "local_files_only": offline}
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES, **options))
+        if not any(folder.rglob("*.safetensors")):
+            snapshot_download(repository, revision=folder.name, allow_patterns="pytorch_model*.bin*", **options)
+        return folder
+
+    try:
+        HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)  # snapshot_download has no timeout
+        return fetch(offline=False)
+    except Exception as error:  # another type for each setting of the hub's client that is wrong
+        with contextlib.suppress(Exception):
+            return fetch(offline=True)
+        place = f"{constants.ENDPOINT}/{repository}"
+        if isinstance(error, GatedRepoError):
+            problem = f"gated; accept its terms at {place} and log in with hf auth login"
+        elif isinstance(error, RepositoryNotFoundError | HFValidationError):
+            problem = f"no such directory, and no such model at {place}; check the name (or hf auth login)"
+        elif isinstance(error, RevisionNotFoundError):
+            problem = f"no revision {revision}; give a branch, a tag or the 40 digits of a commit"
+        else:
+            checks = ", ".join(["the network", *(key for key in os.environ if key.upper() in HUB_SETTINGS)])
+            problem = f"not cached, and cannot be downloaded ({one_line(error, 150)}); check {checks}"
+        raise InputError(problem) from error
+
+
+def _problem(error: Exception, folder: Path) -> str:
+    """Return in one line why a model could not be loaded."""
+    if isinstance(error, InputError):
+        return str(error)
+    for file in filter(Path.is_file, folder.rglob("*")):
+        if not os.access(file, os.R_OK):
+            return f"{file.name} cannot be read; check its permissions"
+        if file.stat().st_size < 200 and b"git-lfs" in file.read_bytes():
+            return f"{file.name} is a pointer of git-lfs, not the file itself; run git lfs pull"
+    if isinstance(error, pickle.UnpicklingError):
+        return "its pickled weights contain more than tensors, which would run code; use safetensors"
+    return f"cannot be loaded as a sentence-embedding model ({type(error).__name__}: {one_line(error)})"
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError if a model needs its own code, or is of a kind that would only look like an encoder."""
+
+    def read(file: str) -> dict | list:
+        return json.loads((folder / file).read_text(encoding="utf-8")) if (folder / file).is_file() else {}
+
+    config = read("config.json")
+    if "auto_map" in config | read("tokenizer_config.json"):
+        remedy = "delete auto_map from a local copy if the class that transformers has fits its weights"
+        raise InputError(f"auto_map in its files names Python code, which is never run here; {remedy}")
+    kinds = [read("config_sentence_transformers.json").get("model_type", ""), *(config.get("architectures") or [])]
+    for kind in [*kinds, *(module["type"] for module in read("modules.json"))]:
+        if re.search(NOT_DENSE, kind, re.IGNORECASE):
+            remedy = "save its encoder with AutoModel.from_pretrained(...).save_pretrained(...) and give that"
+            raise InputError(f"{kind} gives no sentence embeddings; {remedy}")
+
+
+def _check_encoder(model: SentenceTransformer, folder: Path) -> None:
+    """Raise InputError for a decoder, weights that are missing or misshapen, or another model's tokenizer."""
+    encoder, tokenizer = model[0].auto_model, model.tokenizer
+    if encoder.config.is_encoder_decoder and hasattr(encoder, "decoder"):
+        raise InputError(f"{type(encoder).__name__} has a decoder; give a model with an encoder only")
+    # loaded again without values, for the report that SentenceTransformer does not pass on
+    options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    place = folder if (folder / "config.json").is_file() else folder / "0_Transformer"
+    _, report = type(encoder).from_pretrained(place, **options)
+    for key, *shapes in sorted(report["mismatched_keys"]):
+        found, expected = map(list, shapes)
+        raise InputError(f"{key} has shape {found}, not {expected}; use the config.json that belongs to the weights")
+    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]  # no embedding uses it
     if missing:
-        size, shown = sum(len(encoder.state_dict()) for encoder, _ in reports), ", ".join(list(missing)[:3])
-        raise InputError(
-            f"{name}: {len(missing)} of the encoder's {size} weights are not in its file and would be random: {shown}"
-            f"{', ...' if len(missing) > 3 else ''}; take a complete checkpoint, its names without another prefix"
-        )
+        part = f"{len(missing)} of {len(encoder.state_dict())} weights of the encoder ({', '.join(missing[:3])} ...)"
+        raise InputError(f"{part} are not in its file and would be random; use a complete checkpoint")
+    vocabulary, rows = tokenizer.get_vocab(), encoder.get_input_embeddings().num_embeddings
+    if len(vocabulary) <= len(set(tokenizer.all_special_tokens)):  # transformers makes one if there is none
+        raise InputError("no usable tokenizer; save the base's tokenizer files beside its config.json")
+    if (last := max(vocabulary.values())) >= rows:
+        raise InputError(f"its tokenizer has ids up to {last}, its embeddings {rows} rows; use its own tokenizer")
 
 
-@contextlib.contextmanager
-def _load_reports() -> Iterator[list[tuple]]:
-    """Collect (encoder, load report) of every checkpoint that transformers reads, in place of its printed table."""
-    reports: list[tuple] = []
-    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)  # of unsharded layers
-    original = modeling_utils.log_state_dict_report
-    modeling_utils.log_state_dict_report = lambda model, loading_info, **_: reports.append((model, loading_info))
-    try:
-        yield reports
-    finally:
-        modeling_utils.log_state_dict_report = original
+def _set_length(model: SentenceTransformer, length: int | None) -> None:
+    """Truncate to `length` tokens; None is the model's own length as far as the encoder has positions."""
+    least, limit = model.tokenizer.num_special_tokens_to_add() + 1, usable_positions(model)
+    source = "--max_seq_length" if length else "max_seq_length in its files:"
+    length = length or min(filter(None, (model.max_seq_length, limit)), default=None)
+    if length is not None and not least <= length <= (limit or length):
+        raise InputError(f"{source} {length}; it takes {least} to {limit} tokens, special ones included")
+    model.max_seq_length = length
