@@ -1,8 +1,8 @@
-"""What makes a CPU faster without changing results: products through oneDNN, and freed memory kept in the process.
+"""Faster linear layers and memory for a CPU, with the same results.
 
-torch multiplies float32 matrices with MKL, which takes its AVX2 kernels on processors not made by Intel. oneDNN, which
-torch ships for other purposes, takes AVX-512 wherever the processor has it. Both sum in float32, in another order:
-the results agree to rounding.
+torch multiplies float32 matrices with MKL, which uses its AVX2 kernels on processors not made by Intel. oneDNN, which
+is part of torch, uses AVX-512 if the processor has it. Both sum in float32, in another order: the results agree to
+rounding.
 """
 
 import ctypes
@@ -15,11 +15,10 @@ MIN_WEIGHTS = 384 * 384  # below this a call costs more than its product saves
 
 
 def use_onednn_linear(model: nn.Module) -> int:
-    """Run `model`'s large nn.Linear layers through oneDNN, in place, where that is faster; the number switched.
+    """Run large nn.Linear layers of `model` through oneDNN, in place, if this processor gains; return how many.
 
-    0 where it is not: a processor by Intel or without AVX-512, or a torch without oneDNN's linear. Parameters, names
-    and state dict stay. Only float32 on the CPU goes through oneDNN; anything else, autocast, and torch.compile or
-    export take the library's way at each call.
+    Parameters, names and state dict stay. Only float32 on the CPU goes through oneDNN; anything else, autocast,
+    torch.compile and export use the library's code at each call.
     """
     if not _worthwhile():
         return 0
@@ -30,7 +29,7 @@ def use_onednn_linear(model: nn.Module) -> int:
 
 
 def _worthwhile() -> bool:
-    """Whether this processor has AVX-512 that MKL does not use, and this torch has the operator."""
+    """Return whether this processor has AVX-512 that MKL does not use, and this torch has the operator."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     cpuinfo = Path("/proc/cpuinfo")
@@ -38,14 +37,13 @@ def _worthwhile() -> bool:
 
 
 class OneDnnLinear(nn.Linear):
-    """nn.Linear whose float32 products on the CPU are oneDNN's."""
+    """nn.Linear that uses oneDNN for float32 on the CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         tensors = (input, self.weight) if self.bias is None else (input, self.weight, self.bias)
         plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        graph = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
-        if not plain or graph or torch.is_autocast_enabled("cpu") or input.numel() == 0:
+        if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or input.numel() == 0:
             return super().forward(input)
         output = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
         return output.view(*input.shape[:-1], self.out_features)
@@ -57,7 +55,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
-        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        try:
+            return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        except RuntimeError:  # oneDNN does not say that memory is used up, torch does
+            return nn.functional.linear(a, b, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -71,7 +72,7 @@ class _Product(torch.autograd.Function):
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep and reuse the memory it frees; False where the C library is not glibc.
+    """Make this process keep and reuse the memory it frees; return False if the C library is not glibc.
 
     glibc returns large blocks to the system when they are freed. The next training step gets them back page by page,
     each page zeroed by the kernel: for the gradient of 99.8 million embedding parameters that takes longer than

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-# A new group costs some 30 small operations per layer: as much as so many scores of a head
+# a new group costs some 30 small operations per layer, as much as this many attention scores of a head
 MIN_SCORES_SAVED = 4096
 MIN_LENGTH_RATIO = 1.25
 
@@ -19,10 +19,9 @@ MIN_LENGTH_RATIO = 1.25
 class Group:
     """Sentences whose scores are formed together, padded to [batch, length].
 
-    start, stop: the group's slice of the packed tokens; all where nothing is packed.
-    real: int64 [tokens], flat positions of its tokens in [batch * length]; None where they fill it, or where nothing
-        is packed.
-    padding: bool [batch, length], True at padding; None where there is none.
+    start, stop: the group's slice of the packed tokens; all if nothing is packed.
+    real: int64 [tokens], flat positions of its tokens in [batch * length]; None if they fill it, or nothing is packed.
+    padding: bool [batch, length], True at padding; None if there is none.
     """
 
     batch: int
@@ -33,7 +32,7 @@ class Group:
     padding: Tensor | None = None
 
     def split_heads(self, states: Tensor, heads: int) -> Tensor:
-        """The group's tokens of [tokens, hidden] or [batch, length, hidden] as [heads, batch, length, size]."""
+        """Return the group's tokens of [tokens, hidden] or [batch, length, hidden] as [heads, batch, length, size]."""
         size = states.size(-1) // heads
         states = states[self.start : self.stop]
         if self.real is None:
@@ -43,7 +42,7 @@ class Group:
         return padded.view(heads, self.batch, self.length, size)
 
     def join_heads(self, states: Tensor, packed: bool) -> Tensor:
-        """[heads, batch, length, size] to [tokens, hidden] or [batch, length, hidden]: `split_heads` undone."""
+        """Undo `split_heads`: [heads, batch, length, size] to [tokens, hidden] or [batch, length, hidden]."""
         heads, size = states.size(0), states.size(-1)
         if self.real is None:
             states = states.permute(1, 2, 0, 3).reshape(self.batch, self.length, heads * size)
@@ -54,10 +53,10 @@ class Group:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of one batch stand while the layers run.
+    """Positions of the tokens of one batch while the layers run.
 
     batch, columns: shape of the caller's mask; length: the longest sentence.
-    real: int64 [tokens], flat positions in [batch * columns] of the packed tokens; None where nothing is packed.
+    real: int64 [tokens], flat positions in [batch * columns] of the packed tokens; None if nothing is packed.
     """
 
     batch: int
@@ -67,11 +66,11 @@ class TokenLayout:
     real: Tensor | None = None
 
     def pack(self, states: Tensor) -> Tensor:
-        """[batch, columns, hidden] to the layout the layers run on: [tokens, hidden] where packed."""
+        """Return [batch, columns, hidden] in the layout of the layers: [tokens, hidden] if packed."""
         return states if self.real is None else states.reshape(-1, states.size(-1)).index_select(0, self.real)
 
     def unpack(self, states: Tensor) -> Tensor:
-        """The layers' layout back to [batch, columns, hidden], zero at every padded position."""
+        """Undo `pack`, with zeros at every padded position."""
         if self.real is None:
             padding = self.groups[0].padding
             return states if padding is None else states.masked_fill(padding.unsqueeze(-1), 0.0)
@@ -79,7 +78,7 @@ class TokenLayout:
         return padded.index_copy_(0, self.real, states).view(self.batch, self.columns, -1)
 
     def to(self, device: torch.device) -> "TokenLayout":
-        """The same layout with its indices on `device`; the host does not wait for the copies."""
+        """Return the same layout with its indices on `device`; the host does not wait for the copies."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
@@ -89,7 +88,7 @@ class TokenLayout:
 
 
 def take_masks_from_host(model: nn.Module) -> None:
-    """Have `model`, a SentenceTransformer, move attention masks that are still on the host, with their layout.
+    """Make `model`, a SentenceTransformer, compute the layout of a mask on the host before the mask is moved.
 
     Lengths are known there; asked of a GPU they cost a synchronization in every forward pass.
     """
@@ -105,17 +104,19 @@ def _move_mask(model: nn.Module, inputs: tuple[dict[str, Tensor]]) -> None:
     moved.token_layout = layout_of(mask, pack=True).to(model.device)
 
 
-def layout_of(attention_mask: Tensor, *, pack: bool) -> TokenLayout:
-    """Layout for a mask [batch, columns], non-zero at real tokens; with pack=False nothing depends on its values.
+def layout_of(attention_mask: Tensor, *, pack: bool, groups: bool = True) -> TokenLayout:
+    """Return the layout for a mask [batch, columns], non-zero at real tokens, on any device.
 
-    A mask that `take_masks_from_host` moved brings its layout; else the lengths are read from the mask's device.
+    pack=False keeps every position, so that nothing depends on the mask's values. groups=False forms the scores of all
+    sentences together, padded to the longest. A mask that `take_masks_from_host` moved brings its layout.
     """
     if pack and hasattr(attention_mask, "token_layout"):
         return attention_mask.token_layout
     batch, columns = attention_mask.shape
     mask = attention_mask.bool()
     whole = TokenLayout(batch, columns, columns, (Group(batch, columns, padding=~mask),))
-    if not pack:
+    # a bfloat16 step on a GPU is bound by launching kernels, of which packing needs more (BENCHMARKS.md, "On a GPU")
+    if not pack or torch.is_autocast_enabled("cuda"):
         return whole
     # a sentence spans its first to its last real token; only distances inside it matter
     first, last = mask.int().argmax(1), columns - 1 - mask.flip(1).int().argmax(1)
@@ -128,23 +129,23 @@ def layout_of(attention_mask: Tensor, *, pack: bool) -> TokenLayout:
         return whole
     if ends[-1] == batch * columns:
         return TokenLayout(batch, columns, columns, (Group(batch, columns),))
-    groups = []
+    found = []
     column_in_sentence = column - first[order][row]
-    for start, stop in _group_bounds(lengths):
+    for start, stop in _group_bounds(lengths) if groups else [(0, sum(map(bool, lengths)))]:
         first_token, end = ends[start - 1] if start else 0, ends[stop - 1]
         count, length = stop - start, lengths[start]
         if end - first_token == count * length:
-            groups.append(Group(count, length, first_token, end))
+            found.append(Group(count, length, first_token, end))
             continue
         position = (row[first_token:end] - start) * length + column_in_sentence[first_token:end]
         padding = torch.ones(count * length, dtype=torch.bool, device=mask.device)
         padding[position] = False
-        groups.append(Group(count, length, first_token, end, position, padding.view(count, length)))
-    return TokenLayout(batch, columns, lengths[0], tuple(groups), order[row] * columns + column)
+        found.append(Group(count, length, first_token, end, position, padding.view(count, length)))
+    return TokenLayout(batch, columns, lengths[0], tuple(found), order[row] * columns + column)
 
 
 def _group_bounds(lengths: list[int]) -> list[tuple[int, int]]:
-    """(start, stop) of groups of descending sentence lengths; a group starts where that saves enough scores."""
+    """Return (start, stop) of groups of descending sentence lengths; a group starts if that saves enough scores."""
     real = sum(length > 0 for length in lengths)
     starts = [0]
     for index in range(1, real):

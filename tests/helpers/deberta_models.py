@@ -7,25 +7,23 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 from kf_deberta.model.attention import use_fast_attention
 
-BASE = {  # kakaobank/kf-deberta-base's options at a small size
+# kakaobank/kf-deberta-base's options at a small size, and weights so large that a wrong distance changes the output
+SIZES = {
     "vocab_size": 120,
     "hidden_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 96,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
+}
+BASE = SIZES | {"max_position_embeddings": 512, "position_buckets": 256, "initializer_range": 0.15}
+BASE |= {
     "relative_attention": True,
-    "max_position_embeddings": 512,
     "max_relative_positions": -1,
-    "position_buckets": 256,
     "pos_att_type": ["p2c", "c2p"],
     "share_att_key": True,
-    "norm_rel_ebd": "layer_norm",
-    "position_biased_input": False,
-    "type_vocab_size": 0,
-    "initializer_range": 0.15,  # large enough that a wrong distance changes the output
 }
+BASE |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
+BASE |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def library_model(**options) -> DebertaV2Model:

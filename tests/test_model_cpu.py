@@ -1,4 +1,8 @@
-"""Linear layers through oneDNN give torch's numbers; where they are not worth it nothing changes."""
+"""Linear layers through oneDNN give torch's numbers; freed memory is reused."""
+
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,9 +23,13 @@ def any_processor(monkeypatch):
 
 
 @needs_operator
+@pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 4), (130,)])
-def test_output_and_gradients(any_processor, shape, bias):
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4), (130,)])
+def test_output_and_gradients(any_processor, monkeypatch, shape, bias, fails):
+    def run_out(*_):
+        raise RuntimeError("could not create a primitive")  # oneDNN without memory
+
     torch.manual_seed(0)
     layer = torch.nn.Linear(400, 384, bias=bias)
     states = torch.randn(*shape, 400, requires_grad=True)
@@ -31,6 +39,8 @@ def test_output_and_gradients(any_processor, shape, bias):
     inputs = (states, *layer.parameters())
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
     assert use_onednn_linear(layer) == 1 and use_onednn_linear(layer) == 0
+    if fails:
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", run_out)
     actual = layer(states)
     gradients = torch.autograd.grad((actual * weights).sum(), inputs)
     assert relative_error(actual.double(), expected) <= 1e-6
@@ -39,48 +49,41 @@ def test_output_and_gradients(any_processor, shape, bias):
 
 
 @needs_operator
-def test_second_derivatives(any_processor):
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(384, 384)
-    states = torch.randn(3, 384, requires_grad=True)
-
-    def second():
-        (gradient,) = torch.autograd.grad(layer(states).pow(3).sum(), states, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), layer.weight)[0]
-
-    expected = second()
+def test_other_precisions_and_graphs_run_the_library_s_code(any_processor):
+    layer, states = torch.nn.Linear(384, 384), torch.randn(2, 384)
     use_onednn_linear(layer)
-    assert relative_error(second(), expected) <= 1e-5
-
-
-def test_other_precisions_take_the_library_s_way(any_processor):
-    layer = torch.nn.Linear(384, 384)
-    use_onednn_linear(layer)
-    states = torch.randn(2, 384)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(states).dtype is torch.bfloat16
+    program = torch.export.export(layer, (states,))
+    assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
     assert layer.double()(states.double()).dtype is torch.float64
     assert layer(states[:0].double()).shape == (0, 384)
 
 
-def test_small_layers_and_names_stay(any_processor):
+def test_small_layers_and_names_stay(any_processor, monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(384, 384), torch.nn.Linear(384, 8))
     names = list(model.state_dict())
-    assert use_onednn_linear(model) == 1
+    assert use_onednn_linear(model) == 1 and list(model.state_dict()) == names
     assert type(model[0]) is OneDnnLinear and type(model[1]) is torch.nn.Linear
-    assert list(model.state_dict()) == names
-
-
-def test_nothing_on_processors_that_do_not_gain(monkeypatch):
     monkeypatch.setattr(cpu, "_worthwhile", lambda: False)
-    assert use_onednn_linear(torch.nn.Linear(400, 400)) == 0
+    assert use_onednn_linear(torch.nn.Linear(384, 384)) == 0
 
 
-@needs_operator
-def test_graphs_hold_the_ordinary_product(any_processor):
-    layer = torch.nn.Linear(384, 384)
-    use_onednn_linear(layer)
-    program = torch.export.export(layer, (torch.randn(2, 384),))
-    assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
-    traced = torch.jit.trace(layer, torch.randn(2, 384))
-    assert "mkldnn" not in str(traced.inlined_graph)
+COUNT_FAULTS = """
+import resource
+from kf_deberta.model.cpu import keep_freed_memory
+for prepare in (bool, keep_freed_memory):
+    prepare()
+    for _ in range(2):  # the first allocation is new in any case
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = bytearray(40 << 20)
+        del block
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_blocks_are_reused(repo):
+    result = subprocess.run([sys.executable, "-c", COUNT_FAULTS], cwd=repo, capture_output=True, text=True, check=True)
+    returned, kept = map(int, result.stdout.split())
+    assert kept * 5 < returned
