@@ -110,14 +110,14 @@ def layout_of(attention_mask: Tensor, *, pack: bool, groups: bool = True) -> Tok
     pack=False keeps every position, so that nothing depends on the mask's values. groups=False forms the scores of all
     sentences together, padded to the longest. A mask that `take_masks_from_host` moved brings its layout.
     """
-    if pack and hasattr(attention_mask, "token_layout"):
-        return attention_mask.token_layout
     batch, columns = attention_mask.shape
     mask = attention_mask.bool()
     whole = TokenLayout(batch, columns, columns, (Group(batch, columns, padding=~mask),))
     # a bfloat16 step on a GPU is bound by launching kernels, of which packing needs more (BENCHMARKS.md, "On a GPU")
     if not pack or torch.is_autocast_enabled("cuda"):
         return whole
+    if hasattr(attention_mask, "token_layout"):
+        return attention_mask.token_layout
     # a sentence spans its first to its last real token; only distances inside it matter
     first, last = mask.int().argmax(1), columns - 1 - mask.flip(1).int().argmax(1)
     spans = torch.where(mask.any(1), last - first + 1, 0)
