@@ -21,7 +21,6 @@ from kf_deberta.flags import Parser, file_path, number, seed
 
 SAMPLE_DIR = Path(__file__).resolve().parent
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MAX_LENGTH = 512
 
 
 def read_training_texts(sample_dir: Path = SAMPLE_DIR) -> list[str]:
@@ -57,7 +56,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, int]:
 
 
 def build_base(
-    output_dir: Path, texts: Iterable[str] | None = None, *, vocab_size: int = 4000, seed: int = 42, **sizes
+    output_dir: str | Path, texts: Iterable[str] | None = None, *, vocab_size: int = 4000, seed: int = 42, **sizes
 ) -> Path:
     """Save the base in `output_dir`, which must not exist yet, and return that path.
 
@@ -75,6 +74,7 @@ def build_base(
     from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model
     from transformers.utils.logging import disable_progress_bar
 
+    output_dir = Path(output_dir)
     if output_dir.exists():
         raise InputError(f"{output_dir}: exists already; use it, delete it or choose another --output_dir")
     vocabulary = train_vocabulary(read_training_texts() if texts is None else texts, vocab_size)
@@ -83,7 +83,7 @@ def build_base(
     if options["hidden_size"] % options["num_attention_heads"]:
         raise InputError(f"--hidden_size must be a multiple of {options['num_attention_heads']}, its attention heads")
     # from here on as in kf-deberta-base's config.json
-    options |= {"max_position_embeddings": MAX_LENGTH, "relative_attention": True, "max_relative_positions": -1}
+    options |= {"max_position_embeddings": 512, "relative_attention": True, "max_relative_positions": -1}
     options |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
     options |= {"conv_kernel_size": 0, "position_biased_input": False, "type_vocab_size": 0, "pad_token_id": 0}
     options |= {"layer_norm_eps": 1e-7, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -93,7 +93,7 @@ def build_base(
         model = DebertaV2Model(DebertaV2Config(**options)).to(torch.float32)
     with write_atomically(output_dir) as unfinished:
         model.save_pretrained(unfinished)
-        BertTokenizer(vocab=vocabulary, do_lower_case=False, model_max_length=MAX_LENGTH).save_pretrained(unfinished)
+        BertTokenizer(vocab=vocabulary, do_lower_case=False, model_max_length=512).save_pretrained(unfinished)
     return output_dir
 
 
