@@ -63,13 +63,6 @@ def test_autocast_of_a_gpu_is_not_packed(monkeypatch):
     assert layout_of(mask, pack=True).real is None
 
 
-def test_holes_in_the_mask():
-    library = library_model()
-    batch = padded_batch([20, 20])
-    batch["attention_mask"][0, 4:9] = 0
-    assert_same(switched(library), library, batch)
-
-
 def test_a_sentence_without_a_token_gives_zeros():
     fast = switched(library_model())
     output, gradients = output_and_gradients(fast, padded_batch([0, 3]))

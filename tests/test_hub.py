@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 
 import hub as rehearsal
 import zoo
-from kf_deberta.errors import InputError
 from kf_deberta.model.load import load_model
 from kf_deberta.model.save import save_model
+from zoo import SENTENCES, embed, refused
 
 BASE, PUBLISHED = "kakaobank/kf-deberta-base", "upskyy/kf-deberta-multitask"
-SENTENCES = ["은행에 돈을 맡긴다", "비가 온다"]
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +53,6 @@ def point(server, tmp_path, monkeypatch):
     point(server.url)
     yield point
     huggingface_hub.close_session()
-
-
-def embed(name):
-    return load_model(name, device="cpu").encode(SENTENCES, convert_to_tensor=True)
-
-
-def refused(name, message, **options):
-    with pytest.raises(InputError, match=message) as error:
-        load_model(name, device="cpu", **options)
-    assert "\n" not in str(error.value)
 
 
 def test_a_download_that_is_cut_is_resumed_and_one_that_stays_incomplete_is_no_model(server, point, tmp_path):

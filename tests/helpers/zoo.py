@@ -1,12 +1,16 @@
-"""Tiny random models of the Korean families in use, as save_pretrained writes them, and their plain embeddings."""
+"""Tiny random models of the Korean families in use, their plain embeddings, and what load_model makes of them."""
 
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, processors
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer
 
+from kf_deberta.errors import InputError
+from kf_deberta.model.load import load_model
+
+SENTENCES = ["은행에 돈을 맡긴다", "비가 온다"]
 POSITIONS = 40
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 # a large initializer_range, or all sentences of a random model are nearly one
@@ -23,19 +27,10 @@ ENCODERS = {
 }
 
 
-def tokenizer_of(toy_base: Path) -> PreTrainedTokenizerFast:
-    """Return the toy base's tokenizer, without a class of its own."""
-    backend = Tokenizer.from_file(str(toy_base / "tokenizer.json"))
-    ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
-
-
 def write_encoder(name: str, toy_base: Path, path: Path, kind: str = "Model") -> Path:
     """Save a plain encoder of a family of ENCODERS, or its checkpoint with a head (`kind` "ForMaskedLM")."""
     prefix, options, _ = ENCODERS[name]
-    tokenizer = tokenizer_of(toy_base)
+    tokenizer = AutoTokenizer.from_pretrained(toy_base)
     if options["pad_token_id"] == 1:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
     config = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), **options)
@@ -56,3 +51,15 @@ def plain_tokens(path: Path, sentences: list[str], length: int = POSITIONS) -> l
 def plain_means(path: Path, sentences: list[str], length: int = POSITIONS) -> torch.Tensor:
     """Return mean token embeddings, [sentences, hidden]."""
     return torch.stack([tokens.mean(0) for tokens in plain_tokens(path, sentences, length)])
+
+
+def embed(path: object, sentences: list[str] = SENTENCES, **options) -> torch.Tensor:
+    """Return embeddings by load_model, [sentences, hidden]."""
+    return load_model(str(path), device="cpu", **options).encode(sentences, convert_to_tensor=True)
+
+
+def refused(path: object, message: str, **options) -> None:
+    """Assert that load_model refuses a model in one line that matches `message`."""
+    with pytest.raises(InputError, match=message) as error:
+        load_model(str(path), **({"device": "cpu"} | options))
+    assert "\n" not in str(error.value)
