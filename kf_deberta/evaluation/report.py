@@ -61,7 +61,10 @@ def published_pooling(name: str) -> str | None:
 def published_table() -> str:
     """Make the table of the published rows that the READMEs show, best in bold, with its sources below it."""
     numbers = {url: f"[{number}]" for number, url in enumerate(dict.fromkeys(r.url for r in PUBLISHED_ROWS), start=1)}
-    names = [row.model + " †" * bool(row.altered_text) for row in PUBLISHED_ROWS]
+    names = [
+        f"[{row.model}](https://huggingface.co/{row.hub_name})" + " †" * bool(row.altered_text)
+        for row in PUBLISHED_ROWS
+    ]
     rows = [(n, r.figures, not r.altered_text, numbers[r.url]) for n, r in zip(names, PUBLISHED_ROWS, strict=True)]
     header = [f"{figure[:3]} {figure.partition('_')[2][0].upper()}" for figure in FIGURES]
     sources = "\n".join(f"{number} {url}" for url, number in numbers.items())
