@@ -1,77 +1,36 @@
 #!/usr/bin/env bash
-# Everything about speed that needs a GPU, in under 8 minutes and without a network: tables on stdout.
+# What is measured on a GPU, in 3 minutes and without a network; Markdown on stdout.
 #
 #   ./dev/gpu.sh                   kf-deberta-base's shape with random weights, on the first GPU
-#   ./dev/gpu.sh --device cpu      the same commands on one layer, to see them work
+#   ./dev/gpu.sh cpu               the same commands on one layer, to see them work
 #
-# Takes $PYTHON (.venv/bin/python where there is one, else python3), which has a torch for this GPU. What else it lacks
-# comes from the wheels in $WHEELS (.whl), the peers disentangled-flash and flashdeberta among them; fill that folder
-# with: pip download --no-deps --only-binary=:all: -d .whl NAME==VERSION ...
+# $PYTHON (.venv/bin/python if there is one, else python3) has a torch for this GPU. What else it lacks comes from the
+# wheels in $WHEELS (.whl); fill that folder with: pip download --no-deps --only-binary=:all: -d .whl NAME==VERSION ...
 set -uo pipefail
-CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
-device=cuda layers=12 vocab=130000 rounds=30 training_rounds=57 patience=1 small=()
-case "${1:-}" in
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' dev/gpu.sh && exit ;;
-esac
-if [ "${1:-} ${2:-}" = "--device cpu" ]; then
-    device=cpu layers=1 vocab=2000 rounds=1 training_rounds=1 patience=5 small=(--nli_batch_size 8 --no_memory)
-fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+device=${1:-cuda} layers=12 vocab=130000 rounds=30 copies=40 bf16=(--bf16)
+[ "$device" = cpu ] && layers=1 vocab=2000 rounds=1 copies=2 bf16=()
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-wheels=${WHEELS:-.whl}
-work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
-# 0. packages; torch itself stays as it is
-if [ -d "$wheels" ]; then
+wheels=${WHEELS:-.whl} work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+if [ -d "$wheels" ]; then # torch itself stays as it is
     "$python" -m pip install --quiet --no-index --no-deps --target "$work/site-packages" "$wheels"/*.whl
     export PYTHONPATH="$work/site-packages" # dill pickles modules by value from a folder of another name
 fi
-failed=0
-# a part that fails or takes longer than its share does not take the others with it
-part() { # part NAME SECONDS COMMAND...
-    printf '\n## %s\n\n' "$1"
-    timeout "$(($2 * patience))" "${@:3}" 2> "$work/stderr"
-    local status=$?
-    grep "left out" "$work/stderr"
-    if [ "$status" != 0 ]; then failed=1 && echo "failed with status $status:" && tail -n 5 "$work/stderr"; fi
-}
-shape=(--layers "$layers" --vocab "$vocab" --device "$device")
-
 # 1. No step waits for the GPU
-if "$python" -c 'import pytest' 2> /dev/null; then
-    part "Synchronizations" 45 "$python" -m pytest -q --no-header --durations 0 tests/test_no_synchronization.py
-fi
-# 2. A training step of each objective, then encoding
-bfloat16=("${shape[@]}" --dtype bfloat16)
-for objective in sts nli; do
-    part "${objective^^} step, bfloat16" 80 "$python" dev/speed.py train "${bfloat16[@]}" --objective "$objective" \
-        --rounds "$rounds" --peers --no_compile "${small[@]}"
+"$python" -m pytest -q --no-header -p no:cacheprovider tests/test_loop.py -k no_value
+# 2. Steps of both objectives, then the layouts without packing in float32, too
+shape=(--layers "$layers" --vocab "$vocab" --device "$device")
+timeout 80 "$python" dev/speed.py train "${shape[@]}" --rounds "$rounds" "${bf16[@]}" 2> /dev/null
+timeout 50 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" 2> /dev/null
+# 3. One epoch of the script, with tokenization, evaluations and a checkpoint
+cp -r sample "$work/data"
+for file in KorNLI/sample.train.ko.tsv KorSTS/sts-train.tsv; do # each row $copies times, with a number behind a sentence
+    awk -v copies="$copies" 'NR == 1 { OFS = FS = "\t"; print; for (i = 1; i <= NF; i++) if ($i == "sentence1") at = i; next }
+        { text = $at; for (k = 1; k <= copies; k++) { $at = text " " k; print } }' "sample/$file" > "$work/data/$file"
 done
-part "Steps, float32" 50 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" \
-    --no_compile "${small[@]}"
-part "Encoding, bfloat16" 40 "$python" dev/speed.py encode "${bfloat16[@]}" --no_onnx
-# 3. The product's own loop, tokenization, evaluation and checkpoint included: one epoch of the sample corpus
-part "Base" 20 "$python" - "$work/base" "$layers" "$vocab" << 'PY'
-import sys
-sys.path[:0] = ["sample", "."]
-from build_base import build_base
-from transformers import AutoModel
-path, layers, vocab = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-build_base(path, hidden_size=768, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=3072,
-           position_buckets=256)
-model = AutoModel.from_pretrained(path)
-model.resize_token_embeddings(max(vocab, model.config.vocab_size), mean_resizing=False)
-model.save_pretrained(path)
-print(f"{path}: {sum(p.numel() for p in model.parameters()):,} parameters")
-PY
-for workers in 0 2; do # processes that tokenize beside the steps
-    start=$(date +%s)
-    part "Run of $training_rounds rounds, bfloat16, $workers workers" 60 "$python" training_multi_task.py --bf16 \
-        --dataset_path sample --model_name_or_path "$work/base" --output_dir "$work/workers$workers" \
-        --max_rounds "$training_rounds" --disable_tqdm --dataloader_num_workers "$workers"
-    echo "whole command: $(($(date +%s) - start)) s; its loop with an evaluation and a checkpoint, in seconds:"
-    grep -h '"train_runtime"' "$work/workers$workers"/*/trainer_state.json
-done
-# 4. Last, because compiling may take longer than its share
-part "STS step, bfloat16, torch.compile" 110 "$python" dev/speed.py train "${bfloat16[@]}" --objective sts \
-    --rounds "$rounds" "${small[@]}"
-exit "$failed"
+build="import sys; sys.path[:0] = ['dev']; from speed import *; build_shape(Path('$work/base'), $layers, $vocab)"
+"$python" -c "$build"
+"$python" training_multi_task.py --dataset_path "$work/data" --model_name_or_path "$work/base" --num_epochs 1 "${bf16[@]}" \
+    --eval_steps 10000 --output_dir "$work/out" 2> >(tr '\r' '\n' | grep round/s | tail -n 1 >&2)

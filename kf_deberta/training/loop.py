@@ -104,7 +104,7 @@ def train(
     bar = tqdm(total=rounds, initial=state.round, unit="round", disable=not run.first)
 
     # 3. Rounds
-    with _bfloat16_forward(model, args.bf16), _signals() as received, bar:
+    with bfloat16_forward(model, args.bf16), _signals() as received, bar:
         if not state.round:
             evaluate()
         for number in range(state.round + 1, rounds + 1):
@@ -242,7 +242,7 @@ def _evaluate(
 
 
 @contextlib.contextmanager
-def _bfloat16_forward(model: SentenceTransformer, enabled: bool) -> Iterator[None]:
+def bfloat16_forward(model: SentenceTransformer, enabled: bool) -> Iterator[None]:
     """Run forward passes of training in bfloat16 autocast; embeddings, losses and evaluation stay float32."""
     forward = model.forward
 
