@@ -105,12 +105,12 @@ def main() -> None:
 
     # 5. Stage 2, STS from the model of stage 1, by each seed
     weights = {}
-    for number in args.sts_seeds:
+    for sts_seed in args.sts_seeds:
         model.load_state_dict(start)
-        batches = ShuffledBatches(sts, args.sts_batch_size, number)
+        batches = ShuffledBatches(sts, args.sts_batch_size, sts_seed)
         objective = Objective("sts", sts, batches, CoSENTLoss(model), whole=True)
-        recipe = {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate, "seed": number}
-        weights[f"sts_{number}"] = stage(f"sts_{number}", objective, **recipe)
+        recipe = {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate, "seed": sts_seed}
+        weights[f"sts_{sts_seed}"] = stage(f"sts_{sts_seed}", objective, **recipe)
 
     # 6. The mean of their weights, if it is better on dev than each of them
     model.load_state_dict(mean_of_weights(list(weights.values())))

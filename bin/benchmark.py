@@ -186,7 +186,7 @@ def load_encoder(name: str, args: argparse.Namespace, sentences: list[str]) -> t
     if name.endswith(".onnx"):
         from kf_deberta.model.onnx_encoder import OnnxEncoder
 
-        encoder = OnnxEncoder(name, device=args.device, prompt=args.prompt)
+        encoder = OnnxEncoder(name, device=args.device, prompt=args.prompt or "")
         settings = f"onnxruntime, prompt {encoder.prompt!r}" if encoder.prompt else "onnxruntime"
         return lambda texts: encoder.encode(texts, args.batch_size, progress), place, settings
     import torch

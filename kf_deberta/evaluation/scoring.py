@@ -118,11 +118,15 @@ class PairEvaluator:
         name: name of the pairs in the files of write_csv, such as sts-dev.
         batch_size: sentences per batch.
         dimensions: sizes to which the embeddings are truncated, too.
+
+    Raises:
+        InputError: all gold scores are the same.
     """
 
     def __init__(self, pairs: Dataset, name: str, batch_size: int = 64, dimensions: Sequence[int] = ()) -> None:
         self.sentences = pairs["sentence1"][:], pairs["sentence2"][:]
         self.gold = np.array(pairs["score"][:])  # (pairs,)
+        check_gold(self.gold, name)
         self.name, self.batch_size = name, batch_size
         self.sizes = {"": None} | {f"{dimension}_": dimension for dimension in dimensions}
 

@@ -1,4 +1,9 @@
-"""A float32 graph with int8 weights."""
+"""A float32 graph with int8 weights.
+
+float32  y = x W + b
+int8     X = round(x / s) + z      s: one scale per token, so an embedding does not depend on the rest of its batch
+         y = (X - z) W' * s * t + b  t: one scale per output channel of the weights W' = round(W / t)
+"""
 
 import itertools
 import tempfile
@@ -9,20 +14,22 @@ import onnx
 import onnxruntime
 import torch
 
+from kf_deberta.errors import writing
 from kf_deberta.export.graph import MAX_FILE_BYTES, graph_files
 
 
 def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write the float32 graph `source` with int8 weights; activations are quantized as the graph runs.
+    """Write the float32 graph `source` with int8 weights; activations are quantized while the graph runs.
 
-    Matrix products: one scale per output channel of the weights and one per token of the activations, so that an
-    embedding does not depend on the others of its batch. Word embeddings: one scale per row.
-
-    `reduce_range` keeps weights to 7 bits: without VNNI a CPU adds two products of 8 bits in 16, which overflows.
+    Args:
+        source: a graph of export_model.
+        path: the new graph; weights of more than `max_file_bytes` are saved beside it.
+        reduce_range: weights of 7 bits. Without VNNI a processor adds two products of 8 bits in 16, which overflows.
+        max_file_bytes: the most that one file of the source may have.
     """
     external = sum(file.stat().st_size for file in graph_files(source)) > max_file_bytes
     original = onnx.load(source, load_external_data=False)
-    with tempfile.TemporaryDirectory(prefix=".int8-", dir=path.parent) as directory:
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory, writing(path):
         # constants first: a weight that is used twice is not seen as one, and position terms would lose digits
         folded = Path(directory) / "folded.onnx"
         options = onnxruntime.SessionOptions()
@@ -42,37 +49,36 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
     model.opset_import.extend(original.opset_import)
     model.metadata_props.extend(original.metadata_props)
     model.ir_version = original.ir_version
-    onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}_data", size_threshold=1024)
+    with writing(path):
+        onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}_data", size_threshold=1024)
 
 
 def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
-    """Turn every product with a constant matrix into one of uint8 tokens and int8 weights of -levels..levels."""
+    """Replace every product with a constant matrix by one of uint8 tokens and int8 weights of -levels..levels."""
     tables = {tensor.name: tensor for tensor in graph.initializer}
     constants = {"int8_one": np.float32(1), "int8_127": np.float32(127), "int8_255": np.float32(255)}
     constants |= {"int8_0": np.uint8(0), "int8_128": np.uint8(128), "int8_least": np.float32(1e-12)}
     constants |= {"int8_last_axis": np.array([-1])}
-    tokens, weights = set(), set()  # what is quantized already: query, key and value share their tokens
+    tokens, weights = set(), set()  # quantized already: query, key and value share their tokens
     nodes = []
     for node in graph.node:
         options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         transposed = options.pop("transB", 0)
         plain = all(value == (0 if name == "transA" else 1) for name, value in options.items())
-        if not (node.op_type in ("MatMul", "Gemm") and node.input[1] in tables and plain):
+        constant = node.op_type in ("MatMul", "Gemm") and node.input[1] in tables and plain
+        if not constant or len(tables[node.input[1]].dims) != 2:
             nodes.append(node)
             continue
-        (x, w, *bias), y = node.input, node.output[0]
-        if len(tables[w].dims) != 2:
-            nodes.append(node)
-            continue
+        (x, w, *terms), y = node.input, node.output[0]
         table = onnx.numpy_helper.to_array(tables[w])
         table = table if transposed else table.T
-        # a narrowing product takes the results of an activation function, which lie nearly all on one side of zero:
-        # all 256 levels from the least to the largest; others -127 to 127 times the scale
+        # a narrowing product follows an activation function, whose results are nearly all on one side of zero: all
+        # 256 levels from the smallest to the largest value; others have -127 to 127 times the scale
         one_sided = table.shape[1] > table.shape[0]
-        t = f"{x}_one_sided" if one_sided else x
+        t, zero = (f"{x}_one_sided", "int8_0") if one_sided else (x, "int8_128")
         if t not in tokens:
             tokens.add(t)
-            nodes += _quantize_tokens(x, t, one_sided)
+            nodes += _quantize_tokens(x, t, zero, one_sided)
         q = f"{w}_transposed" if transposed else w
         if q not in weights:
             weights.add(q)
@@ -80,11 +86,10 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
             constants |= {f"{q}_int8": np.ascontiguousarray(rows.T), f"{q}_scale": scale[:, 0]}
             constants[f"{q}_sums"] = (rows * scale).sum(axis=1, dtype=np.float32)
         nodes += [
-            _node("MatMulInteger", [f"{t}_uint8", f"{q}_int8", _zero(one_sided)], f"{y}_int32"),
+            _node("MatMulInteger", [f"{t}_uint8", f"{q}_int8", zero], f"{y}_int32"),
             _node("Cast", [f"{y}_int32"], f"{y}_sum", to=onnx.TensorProto.FLOAT),
             _node("Mul", [f"{y}_sum", f"{t}_scale"], f"{y}_tokens"),
         ]
-        terms = [*bias]
         if one_sided:
             nodes.append(_node("Mul", [f"{t}_min", f"{q}_sums"], f"{y}_offset"))
             terms.append(f"{y}_offset")
@@ -97,12 +102,8 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
     graph.node.extend(nodes)
 
 
-def _zero(one_sided: bool) -> str:
-    return "int8_0" if one_sided else "int8_128"
-
-
-def _quantize_tokens(x: str, t: str, one_sided: bool) -> list[onnx.NodeProto]:
-    """Nodes that turn each token of `x` into uint8 levels `t`_uint8 of size `t`_scale, from `t`_min if one-sided."""
+def _quantize_tokens(x: str, t: str, zero: str, one_sided: bool) -> list[onnx.NodeProto]:
+    """Return nodes that round each token of `x` to levels `t`_uint8 of size `t`_scale, from `t`_min if one-sided."""
     if one_sided:
         nodes = [
             _node("ReduceMin", [x, "int8_last_axis"], f"{t}_min", keepdims=1),
@@ -119,7 +120,7 @@ def _quantize_tokens(x: str, t: str, one_sided: bool) -> list[onnx.NodeProto]:
         _node("Max", [f"{t}_range", "int8_least"], f"{t}_positive"),
         _node("Div", [f"{t}_positive", "int8_255" if one_sided else "int8_127"], f"{t}_scale"),
         _node("Div", [f"{t}_values" if one_sided else x, f"{t}_scale"], f"{t}_levels"),
-        _node("QuantizeLinear", [f"{t}_levels", "int8_one", _zero(one_sided)], f"{t}_uint8"),
+        _node("QuantizeLinear", [f"{t}_levels", "int8_one", zero], f"{t}_uint8"),
     ]
 
 
@@ -128,29 +129,25 @@ def _node(operator: str, inputs: list[str], output: str, **options: int) -> onnx
 
 
 def _int8_rows(table: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round each row of `table` to int8 of -levels..levels; the float32 scales, (rows, 1)."""
+    """Round each row of `table` to int8 of -levels..levels; returns them and the float32 scales, (rows, 1)."""
     scale = (np.abs(table).max(axis=1, keepdims=True) / levels).astype(np.float32)
     scale[scale == 0] = 1
     return np.rint(table / scale).astype(np.int8), scale
 
 
 def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
-    """Turn the float table that `input_ids` indexes into int8 rows with a float32 scale each, in place."""
+    """Replace the float table that `input_ids` indexes by int8 rows with a float32 scale each, in place."""
     tables = {tensor.name: tensor for tensor in graph.initializer}
     for index, node in enumerate(graph.node):
         if node.op_type != "Gather" or node.input[1] != "input_ids" or node.input[0] not in tables:
             continue
         name, output = node.input[0], node.output[0]
-        table = onnx.numpy_helper.to_array(tables[name])
         if sum(name in other.input for other in graph.node) > 1:
             return
-        rows, scale = _int8_rows(table, 127)
-        graph.initializer.extend(
-            [
-                onnx.numpy_helper.from_array(rows, f"{name}_int8"),
-                onnx.numpy_helper.from_array(scale, f"{name}_scale"),
-            ]
-        )
+        for suffix, values in zip(
+            ("int8", "scale"), _int8_rows(onnx.numpy_helper.to_array(tables[name]), 127), strict=True
+        ):
+            graph.initializer.append(onnx.numpy_helper.from_array(values, f"{name}_{suffix}"))
         nodes = [
             _node("Gather", [f"{name}_int8", "input_ids"], f"{output}_int8"),
             _node("Cast", [f"{output}_int8"], f"{output}_rows", to=onnx.TensorProto.FLOAT),
@@ -164,6 +161,6 @@ def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
 
 
 def cpu_has_vnni() -> bool:
-    """Whether this CPU multiplies 8-bit integers without overflow (x86 VNNI, or the dot product of ARM)."""
+    """Tell whether this processor multiplies 8-bit integers without overflow (x86 VNNI, the dot product of ARM)."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "dot"))

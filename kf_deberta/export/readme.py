@@ -1,46 +1,63 @@
-"""The README that an exported graph is delivered with."""
+"""The README of an exported folder, from the template readme.md."""
 
 import json
 from pathlib import Path
 
 import jinja2
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from kf_deberta.cli import escape_markdown
-from kf_deberta.model.load import default_prompt, pooling_of
+from kf_deberta.evaluation.report import escape_markdown, markdown
+from kf_deberta.evaluation.scoring import FIGURES
 
 TEMPLATE = Path(__file__).with_name("readme.md")
 KINDS = {
-    "float32": "float32, opset {opset}",
-    "int8": "int8 weights, for CPUs and browsers; activations are quantized at run time, token by token",
+    "float32": "float32",
+    "int8": "int8 weights, for CPUs and browsers; activations are quantized at run time, one scale per token",
     "float16": "float16 inside, float32 outputs, for GPU runtimes",
 }
 
 
-def readme(model: SentenceTransformer, name: str, graphs: dict[str, str], opset: int) -> str:
-    """Markdown text for `graphs` (file names by kind, see KINDS), exported from model `name`."""
-    graph = json.dumps(graphs["float32"], ensure_ascii=False)
-    folder, _, file = graphs["float32"].rpartition("/")
-    place = [f'subfolder="{folder}"'] * bool(folder) + [f"file_name={json.dumps(file, ensure_ascii=False)}"]
-    environment = jinja2.Environment(keep_trailing_newline=True)
-    environment.filters["plain"] = escape_markdown
+def readme(
+    model: SentenceTransformer,
+    name: str,
+    graphs: dict[str, Path],
+    opset: int,
+    figures: dict[str, dict[str, float]],
+    data: str,
+) -> str:
+    """Return Markdown text for `graphs` (files by kind, see KINDS), exported from model `name`.
+
+    Args:
+        model: what was exported; its modules decide what each client has to set.
+        name: hub name, or the name of a directory.
+        graphs: the graphs, which exist.
+        opset: of the graphs.
+        figures: those of check.score_graphs, or empty.
+        data: name of the pairs that they are of.
+    """
+    modules = list(model)[1:]
+    poolings = [module.pooling_mode for module in modules if isinstance(module, Pooling)]
+    plain = {type(module) for module in modules} <= {Pooling, Normalize} and poolings in (["mean"], ["cls"])
+    sizes = {
+        path.name: f"{sum(f.stat().st_size for f in path.parent.glob(f'{path.name}*')) / 1e6:.1f}"
+        for path in graphs.values()
+    }
+    rows = [[file, *(f"{values[figure]:.2f}" for figure in FIGURES)] for file, values in figures.items()]
+    environment = jinja2.Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"plain": escape_markdown, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         revision=model.revision,
-        graphs=[(file.replace("|", r"\|"), KINDS[kind].format(opset=opset)) for kind, file in graphs.items()],
+        graphs=[(path.name, KINDS[kind], sizes[path.name]) for kind, path in graphs.items()],
+        graph=graphs["float32"].name,
+        stem=graphs["float32"].stem,
+        opset=opset,
         max_seq_length=model.max_seq_length,
         hidden=model[0].get_embedding_dimension(),
         dimension=model.get_embedding_dimension(),
         modules=", ".join(type(module).__name__ for module in model),
-        prompt=default_prompt(model),
-        graph=graph,
-        opset=opset,
-        float16="float16" in graphs,
-        optimum=", ".join(["folder", *place]),
-        javascript="nothing more"
-        if folder
-        else f'`subfolder: "", model_file_name: {json.dumps(file[:-5], ensure_ascii=False)}`',
-        mean=[type(module).__name__ for module in model][1:] in (["Pooling"], ["Pooling", "Normalize"])
-        and pooling_of(model) == "mean",
-        hub_layout=bool(folder),
+        pooling=poolings[0] if plain else None,
+        unit_length=isinstance(model[-1], Normalize),
+        figures=markdown([f"{data}, x100", *FIGURES], rows) if rows else None,
     )

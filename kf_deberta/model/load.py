@@ -21,7 +21,6 @@ from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
 from kf_deberta.errors import InputError, is_out_of_memory, one_line, say
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
-from kf_deberta.model.onnx_encoder import describe_prompt
 
 TRIAL = ["가", "비가 오는 날에는 집에서 책을 읽는다."]
 HUB_SECONDS = 5  # the longest wait for the hub before the cache is used
@@ -110,7 +109,8 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 def describe(model: SentenceTransformer) -> str:
     """Return the settings that change embeddings and are not in the model's name: `mean pooling, prompt 'query: '`."""
-    return f"{pooling_of(model)} pooling{describe_prompt(default_prompt(model))}"
+    prompt = default_prompt(model)
+    return f"{pooling_of(model)} pooling" + (f", prompt {prompt!r}" if prompt else "")
 
 
 def default_prompt(model: SentenceTransformer) -> str:
