@@ -6,6 +6,7 @@ CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in -h | --help) sed -n '2,3s/^# \{0,1\}//p' bin/test.sh && exit ;; esac
 source bin/setup.sh
 setup_venv requirements-dev.txt requirements.txt
+./tests/helpers/install_clients.sh
 
 ruff check .
 ruff format --check .

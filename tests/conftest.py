@@ -1,6 +1,5 @@
 """Fixtures: scripts run as a user runs them, a tiny model made on the spot, the shared data where it is at hand."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -9,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from kf_deberta import cli
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KF_SHARED", REPO.parent / "shared"))
@@ -110,19 +107,3 @@ def toy_data(tmp_path_factory) -> Path:
             lines.append(f"toy\ttoy\t2026\t{number}\t{score:.3f}\t{first}\t{second}")
         (root / "KorSTS" / f"sts-{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
-
-
-@pytest.fixture
-def run_export(repo, monkeypatch):
-    """bin/export_onnx.py in this process: run_export(flags...) gives the exit status."""
-    spec = importlib.util.spec_from_file_location("export_onnx", repo / "bin" / "export_onnx.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.run(module.main)
-        return exit_info.value.code
-
-    return call

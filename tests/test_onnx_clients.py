@@ -1,7 +1,8 @@
-"""Exports in the programs that people run them in; dev/onnx_clients.sh installs these, what is absent is skipped."""
+"""Exports in other programs, with the code of the exported README; what is not installed is skipped."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,108 +11,96 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from in_process import run_here
 
 CLIENTS = Path(os.environ.get("KF_CLIENTS", Path.home() / ".cache" / "kf-deberta-clients"))
 LENGTH = 24
-# the last is longer than LENGTH tokens
 SENTENCES = [
     "한 남자가 음식을 먹는다.",
     "네",
     "아이들이 공원에서 춤을 춘다 .",
     "한 여자가 바이올린을 연주한다 . " * 12,
 ]
-ONNXRUNTIME = """
-import json, sys
+# `folder` and `sentences` are what the README's code takes for granted
+PYTHON = "import json, sys\nfolder, sentences, target = json.load(sys.stdin)\n"
+FASTEMBED = f"{PYTHON}%s\nimport fastembed\nassert fastembed.__file__.startswith(target)\n"
+FASTEMBED += "print(json.dumps([embedding.tolist() for embedding in embeddings]))\n"
+ONNXRUNTIME = f"""{PYTHON}
 import numpy as np, onnxruntime
 from tokenizers import Tokenizer
-folder, sentences, target = json.load(sys.stdin)
-assert onnxruntime.__file__.startswith(target), onnxruntime.__file__
-encodings = Tokenizer.from_file(f"{folder}/tokenizer.json").encode_batch(sentences)
-fields = {"input_ids": "ids", "attention_mask": "attention_mask"}
-inputs = {name: np.array([getattr(e, field) for e in encodings], dtype=np.int64) for name, field in fields.items()}
-files = {"fp32": "model", "q8": "model_quantized"}
-if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 17):  # older ones have no float16 on a CPU
-    files["fp16"] = "model_fp16"
-sessions = {dtype: onnxruntime.InferenceSession(f"{folder}/onnx/{file}.onnx") for dtype, file in files.items()}
-print(json.dumps({d: s.run(["sentence_embedding"], inputs)[0].tolist() for d, s in sessions.items()}))
+assert onnxruntime.__file__.startswith(target)
+encodings = Tokenizer.from_file(f"{{folder}}/tokenizer.json").encode_batch(sentences)
+fields = {{"input_ids": "ids", "attention_mask": "attention_mask"}}
+inputs = {{name: np.array([getattr(e, field) for e in encodings], dtype=np.int64) for name, field in fields.items()}}
+session = onnxruntime.InferenceSession(f"{{folder}}/my-model.onnx")
+print(json.dumps(session.run(["sentence_embedding"], inputs)[0].tolist()))
 """
-FASTEMBED = """
-import json, sys
-import fastembed
-from fastembed import TextEmbedding
-from fastembed.common.model_description import ModelSource, PoolingType
-folder, sentences, target = json.load(sys.stdin)
-assert fastembed.__file__.startswith(target), fastembed.__file__
-result = {}
-for dtype, file in {"fp32": "model", "q8": "model_quantized"}.items():
-    TextEmbedding.add_custom_model(
-        model=file, pooling=PoolingType.MEAN, normalization=False, sources=ModelSource(url="http://localhost"),
-        dim=32, model_file=f"onnx/{file}.onnx",
-    )
-    result[dtype] = [e.tolist() for e in TextEmbedding(file, specific_model_path=folder).embed(sentences)]
-print(json.dumps(result))
+JAVASCRIPT = """
+import { readFileSync } from "node:fs";
+import { env, pipeline } from "%s/node_modules/@huggingface/transformers/dist/transformers.node.mjs";
+const [path, sentences] = JSON.parse(readFileSync(0, "utf8"));
+env.allowRemoteModels = false;
+env.localModelPath = path.slice(0, path.lastIndexOf("/"));
+const folder = path.slice(path.lastIndexOf("/") + 1);
+%s
+console.log(JSON.stringify(embeddings.tolist()));
 """
 
 
-@pytest.fixture(scope="module")
-def folder(toy_base, run_script, tmp_path_factory):
-    """One folder for all clients: --hub_layout with every kind of graph."""
-    path = tmp_path_factory.mktemp("clients") / "my-model"
-    flags = ["--quantize", "--fp16", "--hub_layout", "--max_seq_length", LENGTH, "--sts_dataset_path", "none"]
-    run_script("bin/export_onnx.py", "--model_name_or_path", toy_base, "--output_dir", path, *flags, check=True)
-    return path
-
-
-@pytest.fixture(scope="module")
-def expected(toy_base):
-    model = SentenceTransformer(str(toy_base), device="cpu")
-    model.max_seq_length = LENGTH
+@pytest.fixture(scope="module", params=["mean", "cls, length 1"])
+def exported(request, toy_base, tmp_path_factory):
+    """(directory, embeddings by sentence-transformers) of a model with this pooling."""
+    path = tmp_path_factory.mktemp("clients")
+    transformer = Transformer(str(toy_base), max_seq_length=LENGTH)
+    modules = [transformer, Pooling(32, pooling_mode=request.param.partition(",")[0])]
+    model = SentenceTransformer(modules=modules + [Normalize()] * ("1" in request.param), device="cpu")
     assert len(model.tokenizer(SENTENCES[-1])["input_ids"]) > LENGTH
-    return model.encode(SENTENCES)
+    model.save_pretrained(str(path / "my-model"))
+    flags = ["--model_name_or_path", path / "my-model", "--output_dir", path / "onnx"]
+    assert run_here("bin/export_onnx.py", *flags) == 0
+    return path / "onnx", model.encode(SENTENCES)
 
 
-def check(embeddings, expected):
-    """fp32 to 1e-4, every other kind by its cosines."""
-    assert np.abs(np.array(embeddings.pop("fp32")) - expected).max() < 1e-4
-    for dtype, values in embeddings.items():
-        values = np.array(values)
-        cosines = (values * expected).sum(1) / np.linalg.norm(values, axis=1) / np.linalg.norm(expected, axis=1)
-        assert cosines.min() >= 0.99, dtype
+def installed(name):
+    if not (CLIENTS / name).is_dir():
+        pytest.skip(f"{CLIENTS / name} does not exist; bin/test.sh installs it")
+    return str(CLIENTS / name)
 
 
-def client(command, message, **environment):
+def readme_code(folder, language):
+    return re.findall(rf"```{language}\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[-1]
+
+
+def embed(command, *message, **environment):
     result = subprocess.run(
         command, input=json.dumps(message), env=os.environ | environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return np.array(json.loads(result.stdout.splitlines()[-1]))
 
 
-def installed(name):
-    path = CLIENTS / name
-    if not path.is_dir():
-        pytest.skip(f"{path} is not there; dev/onnx_clients.sh installs it")
-    return path
-
-
-def test_transformers_js(folder, expected, repo):
+def test_transformers_js(exported, tmp_path):
     if shutil.which("node") is None:
         pytest.skip("there is no node")
-    message = {"folder": str(folder), "sentences": SENTENCES, "dtypes": ["fp32", "q8", "fp16"]}
-    message["modules"] = str(installed("node") / "node_modules")
-    message["sentences"] = SENTENCES[:3]  # it truncates without a closing token
-    check(client(["node", str(repo / "tests" / "helpers" / "transformers_js.mjs")], message), expected[:3])
+    folder, expected = exported
+    code = JAVASCRIPT % (installed("transformers.js"), readme_code(folder, "js"))
+    (tmp_path / "client.mjs").write_text(code, encoding="utf-8")
+    got = embed(["node", str(tmp_path / "client.mjs")], str(folder), SENTENCES[:3])  # a long text has no closing token
+    assert np.abs(got - expected[:3]).max() < 1e-4
 
 
-@pytest.mark.parametrize("version", ["oldest", "newest"])
-def test_onnxruntime(folder, expected, version):
-    target = str(installed(f"onnxruntime-{version}"))
-    message = [str(folder), SENTENCES, target]
-    check(client([sys.executable, "-c", ONNXRUNTIME], message, PYTHONPATH=target), expected)
+def test_fastembed(exported):
+    folder, expected = exported
+    target = installed("fastembed")
+    command = [sys.executable, "-c", FASTEMBED % readme_code(folder, "python")]
+    got = embed(command, str(folder), SENTENCES, target, PYTHONPATH=target)
+    assert np.abs(got - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("version", ["0.7", "0.9"])
-def test_fastembed(folder, expected, version):
-    target = str(installed(f"fastembed-{version}"))
-    message = [str(folder), SENTENCES, target]
-    check(client([sys.executable, "-c", FASTEMBED], message, PYTHONPATH=target), expected)
+def test_the_oldest_onnxruntime(exported):
+    folder, expected = exported
+    target = installed("onnxruntime")
+    got = embed([sys.executable, "-c", ONNXRUNTIME], str(folder), SENTENCES, target, PYTHONPATH=target)
+    assert np.abs(got - expected).max() < 1e-4
