@@ -188,15 +188,14 @@ def encode(args, folder: Path) -> None:
     import torch
 
     from data_util import load_kor_sts
-    from kf_deberta.export.graph import export_model
-    from kf_deberta.export.quantize import quantize_int8
+    from kf_deberta.export.graph import export_model, save_companions
+    from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
     from kf_deberta.model.onnx_encoder import OnnxEncoder
 
     torch.set_num_threads(1)
     plain, fast = build_models(args, folder)
-    export_model(fast, folder / "float32.onnx", opset=18)
-    quantize_int8(folder / "float32.onnx", folder / "int8.onnx")
-    fast.tokenizer.save_pretrained(folder)
+    export_model(fast, folder / "float32.onnx", metadata=save_companions(fast, folder))
+    quantize_int8(folder / "float32.onnx", folder / "int8.onnx", reduce_range=not cpu_has_vnni())
     encoders = {"library": plain, "ours": fast}
     for name in ("float32", "int8"):
         encoders[f"ONNX, {name}"] = OnnxEncoder(folder / f"{name}.onnx", device=args.device, threads=1)

@@ -63,6 +63,8 @@ def _message(error: Exception) -> str | None:
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory ({one_line(error, 100)}); use smaller batches, shorter texts or a smaller model"
+    if "DataLoader worker" in str(error):  # killed for memory, or /dev/shm is too small
+        return f"{one_line(error, 100)}; go on with --resume and fewer --dataloader_num_workers"
     if not isinstance(error, OSError) or not error.strerror:
         return None
     if error.filename is None:
