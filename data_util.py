@@ -33,16 +33,14 @@ def load_kor_sts(path: str | Path) -> Dataset:
     """Load KorSTS pairs from a TSV file with columns sentence1, sentence2 and score (0 to 5), in its order.
 
     Returns a data set with columns sentence1, sentence2 (texts as they are) and score (float, 0 to 1). InputError if
-    there are no rows, malformed rows (the first five are named), only scores up to 1, or all the same.
+    there are no rows, malformed rows (the first five are named), or only scores up to 1.
     """
     from datasets import Dataset  # a second to import, which --help does not need
 
     path, problems = Path(path), {}
     data = check_pairs(path, read_rows(path, PAIR_COLUMNS, problems), problems)
-    lowest, highest = 5 * min(data["score"]), 5 * max(data["score"])
-    if highest <= 1 or lowest == highest:
-        found = f"its scores are from {lowest:g} to {highest:g}"
-        raise InputError(f"{path}: {found}; give different scores from 0 to 5, as KorSTS has them")
+    if (highest := 5 * max(data["score"])) <= 1:
+        raise InputError(f"{path}: the highest score is {highest:g}; give scores from 0 to 5, as KorSTS has them")
     note = not_official(path, len(data["score"]))
     say(f"{path}: {len(data['score']):,} pairs{f'; {note}' if note else ''}")
     return Dataset.from_dict(data)

@@ -61,7 +61,7 @@ def main() -> None:
 
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
-    from kf_deberta.evaluation.scoring import PairEvaluator
+    from kf_deberta.evaluation.scoring import PairEvaluator, check_gold
     from kf_deberta.training.average import mean_of_weights
     from kf_deberta.training.batches import ShuffledBatches, TripletBatches
     from kf_deberta.training.loop import SELECTED_BY, Objective, train
@@ -75,6 +75,7 @@ def main() -> None:
     sts_files = [args.dataset_path / "KorSTS" / f"sts-{split}.tsv" for split in ("train", "dev", "test")]
     nli = load_kor_nli(nli_files, args.seed)
     sts, dev, test = map(load_kor_sts, sts_files)
+    check_gold(sts["score"][:], sts_files[0])
     say_overlap(sts, dev, "sts-dev")
     say_overlap(sts, test, "sts-test")
     dev = PairEvaluator(dev, "sts-dev", args.eval_batch_size, args.matryoshka_dims or ())

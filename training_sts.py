@@ -55,7 +55,7 @@ def main() -> None:
 
     from data_util import load_kor_sts, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
-    from kf_deberta.evaluation.scoring import PairEvaluator
+    from kf_deberta.evaluation.scoring import PairEvaluator, check_gold
     from kf_deberta.training.batches import ShuffledBatches
     from kf_deberta.training.loop import Objective, train
     from kf_deberta.training.run import Run, load_base
@@ -66,6 +66,7 @@ def main() -> None:
     run.on_first(lambda: ensure_kor_nlu_datasets(args.dataset_path, args.download))
     files = [args.dataset_path / "KorSTS" / f"sts-{split}.tsv" for split in ("train", "dev", "test")]
     sts, dev, test = map(load_kor_sts, files)
+    check_gold(sts["score"][:], files[0])
     say_overlap(sts, dev, "sts-dev")
     say_overlap(sts, test, "sts-test")
     dev = PairEvaluator(dev, "sts-dev", args.eval_batch_size, args.matryoshka_dims or ())
