@@ -22,15 +22,11 @@ EXPORT_AGAIN = "export the model with bin/export_onnx.py"
 class OnnxEncoder:
     """A graph written by bin/export_onnx.py and the tokenizer.json beside it, or above it for a graph in `onnx/`.
 
-    Args:
-        path: the .onnx file.
-        device: "cpu" or "cuda"; None is CUDA if this onnxruntime offers it.
-        threads: threads of one operator; 0 leaves the number to onnxruntime.
-        prompt: text put before every sentence.
+    `device` is "cpu", "cuda", or None for CUDA if this onnxruntime offers it. `threads` of one operator: 0 leaves the
+    number to onnxruntime. `prompt` is put before every sentence.
 
     Raises:
-        InputError: a file is missing or unreadable, the tokenizer is not the graph's, or the graph does not give a
-            trial batch embeddings.
+        InputError: a file is missing or unreadable, the tokenizer is not the graph's, or a trial batch fails.
     """
 
     def __init__(self, path: str | Path, *, device: str | None = None, threads: int = 0, prompt: str = "") -> None:
