@@ -110,8 +110,12 @@ def writing(path: Path, remedy: str = "free space or choose another directory") 
     try:
         yield
     except Exception as error:
-        # torch and safetensors raise types of their own for a full disk, tokenizers a bare Exception
-        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in ("SafetensorError", "Exception")
+        # for a full disk torch, safetensors and onnxruntime raise types of their own, tokenizers a bare Exception
+        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in (
+            "SafetensorError",
+            "Fail",
+            "Exception",
+        )
         if is_out_of_memory(error) or not (of_libraries or isinstance(error, OSError)):
             raise
         raise InputError(f"{path}: cannot be written ({one_line(error)}); {remedy}") from error
