@@ -7,7 +7,7 @@
 #   ./bin/reproduce.sh --recommended      the recommended recipe too, compared with both; only as the first flag
 #
 # Needs the internet for the base (746 MB) and the data (160 MB). Estimated from operation counts, not measured with the
-# real base: under an hour and 16 GB of memory in float32 on one data-center GPU, 9 GB of disk. With less memory:
+# real base: under an hour and 16 GB of memory in float32 on one data-center GPU, 12 GB of disk. With less memory:
 # --nli_mini_batch_size 32, the same result.
 set -euo pipefail
 root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
