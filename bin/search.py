@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 from kf_deberta.data.tsv import compose_hangul, read_sentences
-from kf_deberta.errors import run, say
+from kf_deberta.errors import InputError, run, say
 from kf_deberta.flags import Parser, add_model_flags, count, file_path
 
 
@@ -33,6 +33,8 @@ def main() -> None:
     add("--device", help="torch device (default: GPU if available)")
     add_model_flags(parser, default="upskyy/kf-deberta-multitask")
     args = parser.parse_args()
+    if args.onnx and (args.revision or args.pooling):
+        raise InputError("--revision and --pooling have no effect with --onnx; omit them")
 
     # 2. Sentences
     corpus = read_sentences(args.corpus or REPO / "sample" / "search_corpus.txt")

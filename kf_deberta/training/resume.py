@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from kf_deberta.data.official import git_blob_id
 from kf_deberta.errors import InputError, check_writable, say, write_atomically
 
 STARTED, FINISHED = "args.json", "results.json"  # files of a run: from its start on, and once it is complete
@@ -36,6 +37,9 @@ def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
                 raise InputError(f"{directory}: --{name} was {was}, not {value}; a run keeps the flags of its start")
         if (directory / FINISHED).exists():
             clean(directory)
+            files = {args.dataset_path / name: blob for name, blob in facts["data"].items()}
+            if changed := [path for path, blob in files.items() if path.is_file() and git_blob_id(path) != blob]:
+                raise InputError(f"{changed[0]}: not as it was when {directory} was started; start a new run")
             print(f"{directory}: this run is finished; start a new one without --resume")
             sys.exit(0)
         args.resume, args.revision = str(directory), facts["base_revision"] or args.revision  # main may have moved
