@@ -1,7 +1,6 @@
 """Speed against the ordinary way, measured here and now in turns, as ratios.
 
     python dev/speed.py train --device cuda --bf16 --rounds 30
-    python dev/speed.py encode                 # sentences, torch and ONNX
     python dev/speed.py load                   # KorNLI of its real size
 
 Seconds of CPU on a CPU, of the clock on a GPU. The model has random weights.
@@ -34,7 +33,7 @@ def main() -> None:
     """Measure what the command line asks for and print Markdown tables."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("what", choices=["train", "encode", "load"], help="what is measured")
+    add("what", choices=["train", "load"], help="what is measured")
     add("--layers", type=count, default=12, help="layers of the encoder")
     add("--vocab", type=count, default=130_000, help="rows of its word embeddings")
     add("--rounds", type=count, default=5, help="measured rounds, after one that is not")
@@ -44,7 +43,7 @@ def main() -> None:
     add("--scale", type=positive, default=1.0, help="share of KorNLI's rows to load")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        {"train": train, "encode": encode, "load": load}[args.what](args, Path(folder))
+        {"train": train, "load": load}[args.what](args, Path(folder))
 
 
 def build_shape(folder: Path, layers: int, vocab: int) -> str:
@@ -58,14 +57,6 @@ def build_shape(folder: Path, layers: int, vocab: int) -> str:
     base.resize_token_embeddings(max(vocab, base.config.vocab_size), mean_resizing=False)
     base.save_pretrained(folder)
     return str(folder)
-
-
-def build_models(args, folder: Path) -> list:
-    """Return two models with the same weights: the library's, and ours on top."""
-    from kf_deberta.model.load import load_model
-
-    base = build_shape(folder / "base", args.layers, args.vocab)
-    return [load_model(base, device=args.device, max_seq_length=128, fast_attention=fast) for fast in (False, True)]
 
 
 def in_turns(variants: dict[str, object], rounds: int, measure: Callable[[object], tuple[float, float]]) -> None:
@@ -106,11 +97,13 @@ def train(args, folder: Path) -> None:
     from sentence_transformers.util import batch_to_device
 
     from kf_deberta.model import attention, cpu, packing
+    from kf_deberta.model.load import load_model
     from kf_deberta.training import loop
     from kf_deberta.training.batches import ShuffledBatches, TripletBatches
 
     cpu.keep_freed_memory()
-    plain, fast = build_models(args, folder)
+    base = build_shape(folder / "base", args.layers, args.vocab)
+    plain, fast = (load_model(base, device=args.device, max_seq_length=128, fast_attention=fast) for fast in (0, 1))
     packing.take_masks_from_host(fast)
     sts = load_kor_sts(args.dataset_path / "KorSTS" / "sts-train.tsv")
     nli = load_kor_nli(find_kor_nli_train_files(args.dataset_path), 0)
@@ -141,28 +134,6 @@ def train(args, folder: Path) -> None:
             objective = loop.Objective(name, rows, batches, loss(model))
             objective.optimizer, objective.schedule = optimizer, schedule
             variants[way] = partial(step, objective, model, patch, iter(batches))
-        in_turns(variants, args.rounds, partial(on_device, args.device))
-
-
-def encode(args, folder: Path) -> None:
-    """Time model.encode of torch and of the exported graphs, tokenization included."""
-    import torch
-
-    from kf_deberta.export.graph import export_model, save_companions
-    from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
-    from kf_deberta.model.onnx_encoder import OnnxEncoder
-
-    torch.set_num_threads(1)
-    plain, fast = build_models(args, folder)
-    export_model(fast, folder / "float32.onnx", metadata=save_companions(fast, folder))
-    quantize_int8(folder / "float32.onnx", folder / "int8.onnx", reduce_range=not cpu_has_vnni())
-    encoders = {"library": plain, "ours": fast}
-    for name in ("float32", "int8"):
-        encoders[f"ONNX, {name}"] = OnnxEncoder(folder / f"{name}.onnx", device=args.device, threads=1)
-    sentences = load_kor_sts(args.dataset_path / "KorSTS" / "sts-test.tsv")["sentence1"][:64]
-    for texts in (sentences[:1], sentences):
-        print(f"\n{len(texts)} sentences, {args.layers} layers, {args.device}\n")
-        variants = {name: partial(encoder.encode, texts, batch_size=32) for name, encoder in encoders.items()}
         in_turns(variants, args.rounds, partial(on_device, args.device))
 
 
