@@ -98,20 +98,15 @@ def main() -> None:
         with writing(folder):
             work.mkdir(parents=True)
             metadata = save_companions(model, work) | {MODEL_KEY: title}
-        graphs = {"float32": work / names["float32"]}
-        say(f"writing {graphs['float32'].name}")
-        export_model(model, graphs["float32"], opset=args.opset, metadata=metadata)
-        if args.fp16:
-            graphs["float16"] = work / names["float16"]
-            say(f"writing {graphs['float16'].name}")
-            export_model(model, graphs["float16"], opset=args.opset, dtype=torch.float16, metadata=metadata)
-        if args.quantize:
-            graphs["int8"] = work / names["int8"]
-            reduce_range = args.reduce_range == "yes" or (args.reduce_range == "auto" and not cpu_has_vnni())
-            say(f"writing {graphs['int8'].name}, weights of {7 if reduce_range else 8} bits")
-            quantize_int8(graphs["float32"], graphs["int8"], reduce_range=reduce_range)
+        kinds = ["float32"] + ["float16"] * args.fp16 + ["int8"] * args.quantize
+        graphs = {kind: work / names[kind] for kind in kinds}
         for kind, path in graphs.items():
-            say(f"comparing {path.name} with torch")
+            say(f"writing {path.name} and comparing it with torch")
+            if kind == "int8":
+                reduce_range = args.reduce_range == "yes" or (args.reduce_range == "auto" and not cpu_has_vnni())
+                quantize_int8(graphs["float32"], path, reduce_range=reduce_range)
+            else:
+                export_model(model, path, opset=args.opset, dtype=getattr(torch, kind), metadata=metadata)
             print(check_graph(path, kind, model))
 
         # 4. Figures of int8

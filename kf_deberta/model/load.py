@@ -49,10 +49,9 @@ def load_model(
         name_or_path: hub name such as `kakaobank/kf-deberta-base`, or a local directory.
         revision: commit, branch or tag of a hub model; None is main.
         device: torch device; None is the GPU if there is one.
-        fast_attention: use attention.py in DebertaV2 encoders, and oneDNN for large linear layers if this processor
-            gains from it; the same numbers to rounding.
+        fast_attention: use attention.py and cpu.py: the same numbers to rounding.
         max_seq_length: maximum tokens per sentence; None is the model's own, limited by its positions.
-        pooling: "mean" or "cls", for an encoder without modules.json; None is the library's choice, the mean.
+        pooling: "mean" or "cls", for an encoder without modules.json; None is the mean.
         normalize: append a Normalize module (embeddings of length 1) unless the model ends with one.
         prompt: text put before every sentence; None keeps the model's default prompt, "" is none.
 
@@ -122,7 +121,7 @@ def _default_prompt(model: SentenceTransformer) -> str:
 def check_no_prompt(model: SentenceTransformer, name: str) -> None:
     """Raise InputError if the model puts a prompt before every sentence."""
     if prompt := _default_prompt(model):
-        remedy = "use another model, or set default_prompt_name to null in its config_sentence_transformers.json"
+        remedy = "set default_prompt_name to null in its config_sentence_transformers.json"
         raise InputError(f"{name}: it puts {prompt!r} before every sentence, which is not supported here; {remedy}")
 
 
