@@ -11,19 +11,17 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name: commits (id -> files), branches (name -> commit id)."""
-
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.branches: dict[str, dict[str, str]] = {}
+        self.commits: dict[str, dict[str, dict[str, bytes]]] = {}  # of a repository: id -> files
+        self.branches: dict[str, dict[str, str]] = {}  # of a repository: name -> id
         self.cut: set[str] = set()  # file names of which the connection is cut in the middle, once each
         self.log: list[tuple[str, str, str | None]] = []  # method, path, range
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, *_) -> None:
         """Print nothing about clients that hang up."""
 
     def add(self, name: str, folder: Path, branch: str = "main") -> str:
@@ -41,13 +39,8 @@ class RefusedError(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The hub's routes."""
-
     protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *args) -> None:
-        """Keep quiet; `Hub.log` has it."""
+    log_message = Hub.handle_error
 
     def do_GET(self) -> None:
         self.server.log.append((self.command, self.path, self.headers.get("Range")))
