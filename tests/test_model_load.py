@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import zoo
 from kf_deberta.errors import InputError
 from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
-from zoo import SENTENCES, embed, refused
+from zoo import SENTENCES, RunsCode, embed, refused
 
 LONG = "은행에 돈을 맡긴다 " * 60
 
@@ -107,16 +107,6 @@ SPOILED = [
 def test_weights_missing_misshapen_or_not_finite(masked, tmp_path, change, message, pickled):
     state = load_file(masked / "model.safetensors")
     refused(copy(masked, tmp_path, change(state), pickled), message)
-
-
-class RunsCode:
-    """Pickled, this creates a file when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -17,6 +17,7 @@ import pytest
 
 from in_process import run_here
 from kf_deberta.training import loop
+from zoo import RunsCode
 
 FLAGS = ["--num_epochs", 2, "--eval_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-3]  # 8 rounds
 FLAGS += ["--nli_batch_size", 16]
@@ -97,38 +98,23 @@ def test_a_run_killed_and_resumed_by_processes_of_other_string_hashes_is_the_sam
     assert not list(directory.glob("checkpoint-*")) and not list(directory.glob(".*"))
 
 
-class Touch:
-    """Pickled, it makes a file when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
+DAMAGES = {
+    "truncated": lambda checkpoint, made: os.truncate(checkpoint / "moments.pt", 1000),
+    "code": lambda checkpoint, made: (checkpoint / "moments.pt").write_bytes(pickle.dumps(RunsCode(made))),
+    "state": lambda checkpoint, made: (checkpoint / "state.json").write_text("{"),
+}
 
 
-def truncate(checkpoint: Path, touched: str) -> None:
-    os.truncate(checkpoint / "moments.pt", 1000)
-
-
-def put_code(checkpoint: Path, touched: str) -> None:
-    (checkpoint / "moments.pt").write_bytes(pickle.dumps(Touch(touched)))
-
-
-def spoil_state(checkpoint: Path, touched: str) -> None:
-    (checkpoint / "state.json").write_text("{")
-
-
-@pytest.mark.parametrize("damage", [truncate, put_code, spoil_state])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(call, whole, tmp_path, damage):
     assert call(tmp_path, "--save_steps", 1, at=5)[0] == 143
     directory = only(tmp_path)
     mine = directory / "checkpoint-2.bak"
     mine.mkdir()
-    damage(directory / "checkpoint-5", str(tmp_path / "touched"))
+    DAMAGES[damage](directory / "checkpoint-5", tmp_path / "made")
     status, captured = call(None, "--resume", directory, bare=True)
     assert status == 0 and f"{directory / 'checkpoint-5'}: cannot be loaded" in captured.err
-    assert not (tmp_path / "touched").exists() and mine.is_dir()
+    assert not (tmp_path / "made").exists() and mine.is_dir()
     assert outcome(directory) == whole
 
 
@@ -176,10 +162,7 @@ def test_what_cannot_be_resumed_is_said(call, tmp_path):
     assert status == 2 and f"{tmp_path}: no args.json in it" in captured.err
     (tmp_path / "args.json").write_text('{"script": "training_nli.py"}')
     status, captured = call(None, "--resume", tmp_path, bare=True)
-    assert (
-        status == 2
-        and "a run of training_nli.py; give the directory of a run of training_multi_task.py" in captured.err
-    )
+    assert status == 2 and "a run of training_nli.py; give the directory of a run of training_mul" in captured.err
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(toy_base, toy_data, tmp_path, capsys):
