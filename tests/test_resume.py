@@ -23,25 +23,28 @@ FLAGS = ["--num_epochs", 2, "--eval_steps", 3, "--logging_steps", 1, "--learning
 FLAGS += ["--nli_batch_size", 16]
 
 
+def train(script, *flags, at=None, number=signal.SIGTERM):
+    """Run a script here, with a signal before step `at`; returns its exit status and the objectives of its steps."""
+    done, original = [], loop.step
+
+    def step(model, objective, *rest):
+        done.append(objective.name)
+        if len(done) == at:
+            os.kill(os.getpid(), number)
+        return original(model, objective, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step", step)
+        return run_here(script, *flags), done
+
+
 @pytest.fixture
 def call(toy_base, toy_data, capsys):
-    """Run the multi-task script here, with a signal in round `at`; returns its exit status and what it printed."""
+    """Run the multi-task script, in which a round has two steps; returns its exit status and what it printed."""
 
-    def start(output, *flags, at=None, number=signal.SIGTERM, bare=False):
+    def start(output, *flags, bare=False, **signals):
         words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, *FLAGS, "--output_dir", output]
-        original = loop.step
-
-        def step(model, objective, *rest):
-            steps[objective.name] = steps.get(objective.name, 0) + 1
-            if objective.name == "sts" and objective.schedule.last_epoch + 1 == at:
-                os.kill(os.getpid(), number)
-            return original(model, objective, *rest)
-
-        steps = {}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "step", step)
-            status = run_here("training_multi_task.py", *([] if bare else words), *flags)
-        return status, capsys.readouterr()
+        return train("training_multi_task.py", *([] if bare else words), *flags, **signals)[0], capsys.readouterr()
 
     return start
 
@@ -67,12 +70,12 @@ def whole(toy_base, toy_data, tmp_path_factory):
 
 
 def test_signals_at_evaluations_between_them_and_in_the_last_round(call, whole, tmp_path):
-    status, captured = call(tmp_path, at=3)
+    status, captured = call(tmp_path, at=6)
     assert status == 143
     directory = only(tmp_path)
     words = shlex.split(captured.out.strip().splitlines()[-1])
     assert words[:1] == ["python"] and words[-2:] == ["--resume", str(directory)]
-    for at, number, status in ((4, signal.SIGINT, 130), (6, signal.SIGHUP, 129), (8, signal.SIGTERM, 143)):
+    for at, number, status in ((2, signal.SIGINT, 130), (4, signal.SIGHUP, 129), (4, signal.SIGTERM, 143)):
         assert call(tmp_path, "--resume", at=at, number=number)[0] == status
     assert len(list(directory.glob("checkpoint-*/moments.pt"))) <= 2
     moved = directory.rename(tmp_path / "moved-2026-01-01_00-00-00")
@@ -107,7 +110,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(call, whole, tmp_path, damage):
-    assert call(tmp_path, "--save_steps", 1, at=5)[0] == 143
+    assert call(tmp_path, "--save_steps", 1, at=10)[0] == 143
     directory = only(tmp_path)
     mine = directory / "checkpoint-2.bak"
     mine.mkdir()
@@ -120,7 +123,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(call, whole, tmp
 
 def test_a_resumed_run_keeps_its_flags_and_data(call, toy_base, toy_data, tmp_path):
     data, output = shutil.copytree(toy_data, tmp_path / "data"), tmp_path / "out"
-    assert call(output, "--dataset_path", data, "--weight_decay", 0.5, at=3)[0] == 143
+    assert call(output, "--dataset_path", data, "--weight_decay", 0.5, at=6)[0] == 143
     directory = only(output)
 
     def resume(*flags):
@@ -183,28 +186,15 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(toy_base, t
 
 
 def test_a_recommended_run_is_resumed_in_the_stage_where_it_stopped(toy_base, toy_data, tmp_path):
-    def train(output, at=None):
-        words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--nli_batch_size", 64]
-        words += ["--sts_seeds", "1,2", "--sts_epochs", 4, "--output_dir", output]
-        done, original = [], loop.step
-
-        def step(model, objective, *rest):
-            done.append(objective.name)
-            if len(done) == at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(model, objective, *rest)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "step", step)
-            resume = ["--resume", only(output)] if output.exists() else words
-            return run_here("training_recommended.py", *resume), done
-
-    status, done = train(tmp_path / "whole")
-    assert (status, done) == (0, ["nli"] * 9 + ["sts"] * 8)
-    assert train(tmp_path / "cut", at=5) == (143, ["nli"] * 5)
-    assert train(tmp_path / "cut", at=6) == (143, ["nli"] * 4 + ["sts"] * 2)  # in the second stage
-    assert train(tmp_path / "cut", at=4) == (143, ["sts"] * 4)  # two of the second, two of the third
-    assert train(tmp_path / "cut") == (0, ["sts"] * 2)
+    script, cut = "training_recommended.py", tmp_path / "cut"
+    words = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--nli_batch_size", 64]
+    words += ["--sts_seeds", "1,2", "--sts_epochs", 4, "--output_dir"]
+    assert train(script, *words, tmp_path / "whole") == (0, ["nli"] * 9 + ["sts"] * 8)
+    assert train(script, *words, cut, at=5) == (143, ["nli"] * 5)
+    resume = [script, "--resume", only(cut)]
+    assert train(*resume, at=6) == (143, ["nli"] * 4 + ["sts"] * 2)  # in the second stage
+    assert train(*resume, at=4) == (143, ["sts"] * 4)  # two of the second, two of the third
+    assert train(*resume) == (0, ["sts"] * 2)
     whole, cut = (only(tmp_path / name) for name in ("whole", "cut"))
     for name in ("model.safetensors", "sts_2/eval/similarity_evaluation_sts-dev_results.csv"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
