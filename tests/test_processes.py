@@ -78,19 +78,16 @@ def main(base, data, folder):
 
 @pytest.fixture(scope="module")
 def two(still_base, toy_data, tmp_path_factory):
-    """The folder of the runs, and what torchrun printed to stderr."""
+    """The folder of the runs; status, output and errors of both processes by run; what torchrun printed to stderr."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     command += map(str, (still_base, toy_data, folder))
     paths = {"PYTHONPATH": f"{REPO}:{REPO}/tests/helpers"}
-    return folder, subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=400).stderr
-
-
-def results(two, name):
-    """Exit status, output and errors of a run, of both processes."""
-    files = [two[0] / f"{name}-{rank}.json" for rank in (0, 1)]
-    assert all(file.exists() for file in files), two[1][-4000:]
-    return [json.loads(file.read_text()) for file in files]
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=400)
+    files = {name: [folder / f"{name}-{rank}.json" for rank in (0, 1)] for name in list(RUNS)[:-1]}
+    assert all(file.exists() for both in files.values() for file in both), done.stderr[-4000:]
+    results = {name: [json.loads(file.read_text()) for file in both] for name, both in files.items()}
+    return folder, results, done.stderr
 
 
 def left_by(output):
@@ -101,7 +98,7 @@ def left_by(output):
 
 @pytest.mark.parametrize("name", ["multi_task", "cosent"])
 def test_two_processes_follow_one(two, still_base, toy_data, tmp_path, name):
-    (status, out, err), (other_status, other_out, _) = results(two, name)
+    (status, out, err), (other_status, other_out, _) = two[1][name]
     assert (status, other_status) == (0, 0), err
     assert out.count("before training: sts-test") == 1 and not other_out  # only the first process prints
     assert train(name, still_base, toy_data, tmp_path) == 0
@@ -116,15 +113,15 @@ def test_two_processes_follow_one(two, still_base, toy_data, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["batch", "evaluation", "disk"])
 def test_an_error_of_one_process_is_one_of_both(two, name):
-    for start, (status, _, err) in zip(("error: ", "error: process 1: "), results(two, name), strict=True):
+    for start, (status, _, err) in zip(("error: ", "error: process 1: "), two[1][name], strict=True):
         (line,) = [line for line in err.splitlines() if "error: " in line] or pytest.fail(err)
         assert status == 2 and line.startswith(start) and RUNS[name][1] in line
     assert name != "batch" or not list(two[0].glob("batch/*"))
 
 
 def test_torchrun_ends_with_one_line(two):
-    own, _, torchruns = two[1].partition("torch.distributed.elastic.multiprocessing")
-    (line,) = [line for line in own.splitlines() if "error: " in line] or pytest.fail(two[1])
+    own, _, torchruns = two[2].partition("torch.distributed.elastic.multiprocessing")
+    (line,) = [line for line in own.splitlines() if "error: " in line] or pytest.fail(two[2])
     assert RUNS["loss"][1] in line and "Traceback" not in own.split("E1")[0].split("W1")[0]
     assert re.search(r"exitcode +: 2 ", torchruns)
 

@@ -10,12 +10,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertTokenizer, DebertaV2Model
 
-from build_base import build_base, read_training_texts, train_vocabulary
+from build_base import SAMPLE_DIR, build_base, read_training_texts, train_vocabulary
 from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.errors import InputError
 
-SPLITS = ("train", "dev", "test")
-LABELS = ("entailment", "neutral", "contradiction")
 # kakaobank/kf-deberta-base's config.json, less the sizes that build_base reduces
 KF_DEBERTA_OPTIONS = """
     {"model_type": "deberta-v2", "max_position_embeddings": 512, "max_relative_positions": -1,
@@ -34,66 +32,62 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [dict(zip(header, line.split("\t"), strict=True)) for line in lines[1:]]
 
 
+STS = {split: read_rows(SAMPLE_DIR / "KorSTS" / f"sts-{split}.tsv") for split in ("train", "dev", "test")}
+NLI = read_rows(SAMPLE_DIR / "KorNLI" / "sample.train.ko.tsv")
+
+
 def normalize(sentence: str) -> str:
     """Drop what does not make another sentence: spaces, punctuation, letter case."""
     return re.sub(r"[\W_]", "", sentence).lower()
-
-
-@pytest.fixture(scope="module")
-def sts(repo) -> dict[str, list[dict[str, str]]]:
-    return {split: read_rows(repo / "sample" / "KorSTS" / f"sts-{split}.tsv") for split in SPLITS}
-
-
-@pytest.fixture(scope="module")
-def nli(repo) -> list[dict[str, str]]:
-    return read_rows(repo / "sample" / "KorNLI" / "sample.train.ko.tsv")
 
 
 def sentences(rows: list[dict[str, str]]) -> list[str]:
     return [row[column] for row in rows for column in ("sentence1", "sentence2")]
 
 
-def test_every_row_is_as_the_official_files_have_them(sts, nli):
-    assert list(nli[0]) == ["sentence1", "sentence2", "gold_label"]
-    for rows in sts.values():
+def test_every_row_is_as_the_official_files_have_them():
+    assert list(NLI[0]) == ["sentence1", "sentence2", "gold_label"]
+    for rows in STS.values():
         assert list(rows[0]) == ["genre", "filename", "year", "id", "score", "sentence1", "sentence2"]
         assert all(re.fullmatch(r"[0-5]\.\d{3}", row["score"]) and float(row["score"]) <= 5 for row in rows)
-    for sentence in sentences([*nli, *itertools.chain(*sts.values())]):
+    for sentence in sentences([*NLI, *itertools.chain(*STS.values())]):
         assert re.search("[가-힣]", sentence) and sentence == " ".join(sentence.split())
 
 
-def test_sizes_and_the_spread_of_scores_and_labels(sts, nli):
-    assert sum(map(len, sts.values())) >= 400
-    for split, rows in sts.items():
+def test_sizes_and_the_spread_of_scores_and_labels():
+    assert sum(map(len, STS.values())) >= 400
+    for split, rows in STS.items():
         bands = Counter(min(int(float(row["score"])), 4) for row in rows)
         assert all(bands[band] >= 0.08 * len(rows) for band in range(5)), (split, bands)
     labels = defaultdict(list)
-    for row in nli:
+    for row in NLI:
         labels[row["sentence1"]].append(row["gold_label"])
     assert len(labels) >= 200
-    assert all(sorted(of_premise) == sorted(LABELS) for of_premise in labels.values())  # one hypothesis a label
+    assert all(
+        sorted(of_premise) == ["contradiction", "entailment", "neutral"] for of_premise in labels.values()
+    )  # one hypothesis a label
 
 
-def test_nothing_is_repeated_and_no_sentence_is_in_two_splits(sts, nli):
-    pairs = [(normalize(row["sentence1"]), normalize(row["sentence2"])) for rows in sts.values() for row in rows]
-    texts = map(normalize, [row["sentence2"] for row in nli] + list({row["sentence1"] for row in nli}))
+def test_nothing_is_repeated_and_no_sentence_is_in_two_splits():
+    pairs = [(normalize(row["sentence1"]), normalize(row["sentence2"])) for rows in STS.values() for row in rows]
+    texts = map(normalize, [row["sentence2"] for row in NLI] + list({row["sentence1"] for row in NLI}))
     assert max(Counter(pairs).values()) == max(Counter(texts).values()) == 1
-    parts = {split: set(map(normalize, sentences(rows))) for split, rows in (sts | {"nli": nli}).items()}
+    parts = {split: set(map(normalize, sentences(rows))) for split, rows in (STS | {"nli": NLI}).items()}
     for one, other in itertools.combinations(parts, 2):
         assert not parts[one] & parts[other] or {one, other} == {"train", "nli"}, (one, other)
 
 
-def test_the_loaders_read_every_row(repo, sts, nli):
-    for split, rows in sts.items():
-        dataset = load_kor_sts(repo / "sample" / "KorSTS" / f"sts-{split}.tsv")
+def test_the_loaders_read_every_row():
+    for split, rows in STS.items():
+        dataset = load_kor_sts(SAMPLE_DIR / "KorSTS" / f"sts-{split}.tsv")
         assert dataset["sentence2"][:] == [row["sentence2"] for row in rows]
         assert dataset["score"][:] == pytest.approx([float(row["score"]) / 5 for row in rows])
     by_premise = defaultdict(dict)
-    for row in nli:
+    for row in NLI:
         by_premise[row["sentence1"]][row["gold_label"]] = row["sentence2"]
     expected = {(premise, by["entailment"], by["contradiction"]) for premise, by in by_premise.items()}
     expected |= {(entailed, premise, contradicting) for premise, entailed, contradicting in expected}
-    triplets = load_kor_nli(find_kor_nli_train_files(repo / "sample"), seed=0)
+    triplets = load_kor_nli(find_kor_nli_train_files(SAMPLE_DIR), seed=0)
     assert {tuple(row.values()) for row in triplets} == expected and len(triplets) == len(expected)
 
 
@@ -132,9 +126,9 @@ def test_base_has_the_options_of_kf_deberta_base(built):
     assert not any("pos_key_proj" in name or "pos_query_proj" in name for name in names)  # share_att_key
 
 
-def test_vocabulary_is_of_the_training_text_only_and_covers_unseen_words_of_its_characters(built, sts, nli):
+def test_vocabulary_is_of_the_training_text_only_and_covers_unseen_words_of_its_characters(built):
     texts = read_training_texts()
-    assert sorted(texts) == sorted(sentences(nli + sts["train"]))
+    assert sorted(texts) == sorted(sentences(NLI + STS["train"]))
     tokenizer = AutoTokenizer.from_pretrained(built)
     assert type(tokenizer).__name__ == "BertTokenizer" and tokenizer.do_lower_case is False
     assert tokenizer.decode(tokenizer("ATM에서 OTP로 ok", add_special_tokens=False).input_ids) == "ATM에서 OTP로 ok"
