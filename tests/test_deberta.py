@@ -102,13 +102,10 @@ def test_hidden_states_are_the_library_s_and_attention_weights_are_computed_by_i
     library, batch = library_model().eval(), padded_batch([14, 3])
     fast, mask = switched(library), batch["attention_mask"].unsqueeze(-1)
     with torch.no_grad():
-        for asked in ({"output_hidden_states": True}, {"return_dict": False}):
-            actual, expected = (model(**batch, **asked) for model in (fast, library))
-            states = [
-                output.hidden_states if "output_hidden_states" in asked else output for output in (actual, expected)
-            ]
-            for mine, theirs in zip(*states, strict=True):
-                assert relative_error(mine * mask, theirs * mask) <= 1e-5
+        hidden = [model(**batch, output_hidden_states=True).hidden_states for model in (fast, library)]
+        last = [model(**batch, return_dict=False)[:1] for model in (fast, library)]
+        for mine, theirs in [*zip(*hidden, strict=True), *zip(*last, strict=True)]:
+            assert relative_error(mine * mask, theirs * mask) <= 1e-5
         actual, expected = (model(**batch, output_attentions=True) for model in (fast, library))
     assert len(actual.attentions) == 2 and torch.equal(actual.last_hidden_state, expected.last_hidden_state)
     assert all(map(torch.equal, actual.attentions, expected.attentions))
