@@ -56,19 +56,15 @@ def say_overlap(train: Dataset, other: Dataset, name: str) -> None:
 
 
 def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
-    """Load KorNLI files as triplets for MultipleNegativesRankingLoss.
+    """Load KorNLI files, TSV with columns sentence1, sentence2 and gold_label, as triplets.
 
     Every row counts in both directions. A sentence with at least one entailed and one contradicting partner in its
     file gives two triplets, (sentence, entailed, contradicting) and (entailed, sentence, contradicting). So their
     number is fixed; only the partners are drawn, for each triplet, uniformly from the distinct ones.
 
-    Args:
-        paths: TSV files with columns sentence1, sentence2 and gold_label, read one by one in the order of their names.
-        seed: seed of the draws, 0 or larger.
-
-    Returns a data set of stripped texts with columns anchor, positive, negative: for each file, sentences in the order
-    in which sentence1 and then sentence2 first shows them, the two triplets of a sentence side by side. InputError if
-    a file has malformed rows (the first five are named), or there is no triplet.
+    Returns a data set of stripped texts with columns anchor, positive, negative: for each file, in the order of their
+    names, sentences in the order in which sentence1 and then sentence2 first shows them, the two triplets of a
+    sentence side by side. InputError if a file has malformed rows (the first five are named), or there is no triplet.
     """
     paths = sorted(map(Path, paths), key=lambda path: (path.name, str(path)))
     generator, tables, content = np.random.default_rng(seed), [], f"triplets {seed}"

@@ -38,12 +38,7 @@ def get_parser() -> Parser:
     add("--seed", type=seed, default=42, help="of triplets, order of batches, dropout")
     add("--max_rounds", type=count, help="stop after these rounds, which the schedule then spans (default: all)")
     add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
-    add(
-        "--matryoshka_dims",
-        type=count,
-        action=Several,
-        help="train truncated embeddings too, as 768,256 (default: off)",
-    )
+    add("--matryoshka_dims", type=count, action=Several, help="train truncations too, as 768,256 (default: off)")
     add_run_flags(parser, output_prefix="kor_multi_")
     return parser
 
@@ -52,12 +47,7 @@ def main() -> None:
     """Train by the published multi-task recipe."""
     # 1. Flags; then the libraries, which take seconds to import
     args = parse_flags(get_parser())
-    from sentence_transformers.sentence_transformer.losses import (
-        CachedMultipleNegativesRankingLoss,
-        CosineSimilarityLoss,
-        MatryoshkaLoss,
-        MultipleNegativesRankingLoss,
-    )
+    from sentence_transformers.sentence_transformer import losses
 
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
@@ -86,16 +76,18 @@ def main() -> None:
     # 4. Objectives; the negatives of a triplet are all other texts of its batch, over all processes
     ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
     if args.nli_mini_batch_size:
-        nli_loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+        ranking |= {"mini_batch_size": args.nli_mini_batch_size}
+        nli_loss = losses.CachedMultipleNegativesRankingLoss(model, **ranking)
     else:
-        nli_loss = MultipleNegativesRankingLoss(model, **ranking)
+        nli_loss = losses.MultipleNegativesRankingLoss(model, **ranking)
+    sts_loss = losses.CosineSimilarityLoss(model)
     objectives = [
         Objective("nli", nli, TripletBatches(nli, args.nli_batch_size, args.seed), nli_loss),
-        Objective("sts", sts, ShuffledBatches(sts, args.sts_batch_size, args.seed), CosineSimilarityLoss(model)),
+        Objective("sts", sts, ShuffledBatches(sts, args.sts_batch_size, args.seed), sts_loss),
     ]
     if args.matryoshka_dims:
         for objective in objectives:
-            objective.loss = MatryoshkaLoss(model, objective.loss, args.matryoshka_dims)
+            objective.loss = losses.MatryoshkaLoss(model, objective.loss, args.matryoshka_dims)
 
     # 5. Train: NLI, STS, NLI, STS, ...; the model gets the weights that were best on dev
     state = train(model, objectives, dev, run.directory, args, run)

@@ -34,12 +34,7 @@ def get_parser() -> Parser:
     add("--seed", type=seed, default=777, help="of triplets, order of batches, dropout")
     add("--max_rounds", type=count, help="stop after these rounds, which the schedule then spans (default: all)")
     add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
-    add(
-        "--matryoshka_dims",
-        type=count,
-        action=Several,
-        help="train truncated embeddings too, as 768,256 (default: off)",
-    )
+    add("--matryoshka_dims", type=count, action=Several, help="train truncations too, as 768,256 (default: off)")
     add_run_flags(parser, output_prefix="kor_nli_")
     return parser
 
@@ -48,11 +43,7 @@ def main() -> None:
     """Train by the NLI recipe."""
     # 1. Flags; then the libraries, which take seconds to import
     args = parse_flags(get_parser())
-    from sentence_transformers.sentence_transformer.losses import (
-        CachedMultipleNegativesRankingLoss,
-        MatryoshkaLoss,
-        MultipleNegativesRankingLoss,
-    )
+    from sentence_transformers.sentence_transformer import losses
 
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts
     from kf_deberta.data.official import ensure_kor_nlu_datasets
@@ -80,11 +71,11 @@ def main() -> None:
     # 4. Objective; the negatives of a triplet are all other texts of its batch, over all processes
     ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
     if args.nli_mini_batch_size:
-        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+        loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
     else:
-        loss = MultipleNegativesRankingLoss(model, **ranking)
+        loss = losses.MultipleNegativesRankingLoss(model, **ranking)
     if args.matryoshka_dims:
-        loss = MatryoshkaLoss(model, loss, args.matryoshka_dims)
+        loss = losses.MatryoshkaLoss(model, loss, args.matryoshka_dims)
     objectives = [Objective("nli", nli, TripletBatches(nli, args.batch_size, args.seed), loss)]
 
     # 5. Train; the model gets the weights that were best on dev

@@ -52,12 +52,7 @@ def main() -> None:
     """Train by the recommended recipe."""
     # 1. Flags; then the libraries, which take seconds to import
     args = parse_flags(get_parser())
-    from sentence_transformers.sentence_transformer.losses import (
-        CachedMultipleNegativesRankingLoss,
-        CoSENTLoss,
-        MatryoshkaLoss,
-        MultipleNegativesRankingLoss,
-    )
+    from sentence_transformers.sentence_transformer import losses
 
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
@@ -89,7 +84,7 @@ def main() -> None:
     def stage(name: str, objective: Objective, **recipe: float) -> dict:
         """Train a stage in a folder of its own; returns the weights that were best on dev, which the model has too."""
         if args.matryoshka_dims:
-            objective.loss = MatryoshkaLoss(model, objective.loss, args.matryoshka_dims)
+            objective.loss = losses.MatryoshkaLoss(model, objective.loss, args.matryoshka_dims)
         stage_args = argparse.Namespace(**vars(args) | recipe)
         run.print(f"== {name}")
         stages[name] = [objective], train(model, [objective], dev, run.directory / name, stage_args, run), stage_args
@@ -98,9 +93,9 @@ def main() -> None:
     # 4. Stage 1, NLI; the negatives of a triplet are all other texts of its batch, over all processes
     ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
     if args.nli_mini_batch_size:
-        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+        loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
     else:
-        loss = MultipleNegativesRankingLoss(model, **ranking)
+        loss = losses.MultipleNegativesRankingLoss(model, **ranking)
     objective = Objective("nli", nli, TripletBatches(nli, args.nli_batch_size, args.seed), loss)
     start = stage("nli", objective, num_epochs=args.nli_epochs, learning_rate=args.nli_learning_rate)
 
@@ -109,7 +104,7 @@ def main() -> None:
     for sts_seed in args.sts_seeds:
         model.load_state_dict(start)
         batches = ShuffledBatches(sts, args.sts_batch_size, sts_seed)
-        objective = Objective("sts", sts, batches, CoSENTLoss(model), whole=True)
+        objective = Objective("sts", sts, batches, losses.CoSENTLoss(model), whole=True)
         recipe = {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate, "seed": sts_seed}
         weights[f"sts_{sts_seed}"] = stage(f"sts_{sts_seed}", objective, **recipe)
 

@@ -34,12 +34,7 @@ def get_parser() -> Parser:
     add("--eval_steps", type=count, default=1000, help="rounds of an epoch between evaluations; one more at its end")
     add("--seed", type=seed, default=777, help="of the order of batches, dropout")
     add("--max_rounds", type=count, help="stop after these rounds, which the schedule then spans (default: all)")
-    add(
-        "--matryoshka_dims",
-        type=count,
-        action=Several,
-        help="train truncated embeddings too, as 768,256 (default: off)",
-    )
+    add("--matryoshka_dims", type=count, action=Several, help="train truncations too, as 768,256 (default: off)")
     add_run_flags(parser, output_prefix="kor_sts_")
     return parser
 
@@ -51,7 +46,7 @@ def main() -> None:
     ranks = args.sts_loss == "cosent"
     if ranks and args.batch_size < 2:
         raise InputError("--sts_loss cosent compares the pairs of a batch; give --batch_size 2 or more")
-    from sentence_transformers.sentence_transformer.losses import CoSENTLoss, CosineSimilarityLoss, MatryoshkaLoss
+    from sentence_transformers.sentence_transformer import losses
 
     from data_util import load_kor_sts, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
@@ -77,9 +72,9 @@ def main() -> None:
     run.begin(model, test, files)
 
     # 4. Objective: the squared error of the cosine, or the order of the cosines in a batch
-    loss = CoSENTLoss(model) if ranks else CosineSimilarityLoss(model)
+    loss = losses.CoSENTLoss(model) if ranks else losses.CosineSimilarityLoss(model)
     if args.matryoshka_dims:
-        loss = MatryoshkaLoss(model, loss, args.matryoshka_dims)
+        loss = losses.MatryoshkaLoss(model, loss, args.matryoshka_dims)
     objectives = [Objective("sts", sts, ShuffledBatches(sts, args.batch_size, args.seed), loss, whole=ranks)]
 
     # 5. Train; the model gets the weights that were best on dev

@@ -5,12 +5,10 @@
     python bin/benchmark.py --truncate_dims 768,256,64 --precision float32,int8
     python bin/benchmark.py --data korsts klue-sts sts17  # and their average
     python bin/benchmark.py --data my.csv --columns a,b,score --scale 0,1
-    python bin/benchmark.py --published    # the published rows alone
 
-Prints eight correlations times 100 of each model as Markdown, with published
-rows, 95% intervals, and paired differences to the first model with two-sided
-bootstrap p-values. The exit status is 2 if a model could not be scored; the
-results of the others are printed and saved all the same.
+Prints eight correlations times 100 as Markdown, with published rows, 95%
+intervals, and paired differences to the first model with two-sided p-values.
+The exit status is 2 if a model could not be scored; the others still are.
 """
 
 import argparse
@@ -21,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,8 +30,9 @@ LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "n
 MIN_BOOTSTRAP_ROWS = 10  # fewer pairs often draw a resample of equal scores, which has no correlation
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line, and refuse what can never work before anything is loaded."""
+def main() -> int:
+    """Score, print, save; 0, or 2 if a row has no figures."""
+    # 1. Flags; what can never work is refused before anything is loaded
     parser = Parser(__doc__)
     add = parser.add_argument
     several = {"nargs": "+", "action": "extend", "default": []}
@@ -46,18 +44,14 @@ def parse_args() -> argparse.Namespace:
     add("--bf16", action="store_true", help="encode in bfloat16 autocast")
     data = "korsts, klue-sts, sts17, or .tsv, .csv, .json, .jsonl, .parquet files (default: korsts)"
     add("--data", type=model_name, metavar="NAME_OR_FILE", help=data, **several)
-    korsts = DATASET_PATH / "KorSTS"
-    add("--sts_dataset_path", type=file_path, default=korsts, help="directory of sts-dev.tsv and sts-test.tsv")
+    add("--sts_dataset_path", type=file_path, default=DATASET_PATH / "KorSTS", help="directory of sts-test.tsv")
     add("--download", action="store_true", help="clone the data to --sts_dataset_path, as is done for its default")
     add("--split", choices=["dev", "test"], default="test", help="file of that directory")
-    columns = "both sentences and the score in a file (default: sentence1,sentence2,score)"
+    columns = "both sentences and the score of a file (default: sentence1,sentence2,score)"
     add("--columns", type=str, action=Several, metavar="NAME", help=columns)
-    scale = "scores of different and of equal sentences in a file (default: 0,5)"
-    add("--scale", type=number(float), action=Several, help=scale)
-    dims = "score the first N dimensions (default: all)"
-    add("--truncate_dims", type=count, action=Several, default=[None], help=dims)
-    precisions = "precisions of the embeddings: float32, int8, binary"
-    add("--precision", type=str, action=Several, default=["float32"], metavar="NAME", help=precisions)
+    add("--scale", type=number(float), action=Several, help="scores of different and equal sentences (default: 0,5)")
+    add("--truncate_dims", type=count, action=Several, default=[None], help="first N dimensions only (default: all)")
+    add("--precision", type=str, action=Several, default=["float32"], metavar="NAME", help="float32, int8, binary")
     add("--bootstrap", type=number(int, least=0), default=1000, help="resamples for intervals and p-values; 0: none")
     add("--seed", type=seed, default=0, help="seed of the bootstrap")
     add("--errors", type=number(int, least=0), default=0, help="list the N worst-ranked pairs")
@@ -67,59 +61,46 @@ def parse_args() -> argparse.Namespace:
     add("--no_published", action="store_true", help="leave the published rows out")
     add("--published", action="store_true", help="print the published rows alone and stop")
     args = parser.parse_args()
-
-    args.models = list(dict.fromkeys(args.model_name_or_path or [DEFAULT_MODEL]))
-    args.data = args.data or ["korsts"]
-    if "" in args.models + args.data:
-        raise InputError("--model_name_or_path and --data: a name is empty; write it, or omit the flag")
-    for name, flag in itertools.product(args.models, ("revision", "pooling", "bf16")):
+    models, names = list(dict.fromkeys(args.model_name_or_path or [DEFAULT_MODEL])), args.data or ["korsts"]
+    for name, flag in itertools.product(models, ("revision", "pooling", "bf16")):
         if name.endswith(".onnx") and getattr(args, flag):
             raise InputError(f"--{flag} has no effect on {name}; omit it")
-    has_files = any(Path(name).suffix for name in args.data)
+    has_files = any(Path(name).suffix for name in names)
     for flag, length in (("columns", 3), ("scale", 2)):
         if (values := getattr(args, flag)) and not (has_files and len(values) == length):
             raise InputError(f"--{flag}: must be {length} different values for a file of --data, not {values}")
     if unknown := set(args.precision) - {"float32", "int8", "binary"}:
         raise InputError(f"--precision: must be float32, int8 or binary, not {', '.join(unknown)}")
-    if args.reproduces and (args.truncate_dims != [None] or "float32" not in args.precision):
-        raise InputError("--reproduces compares whole float32 embeddings; omit --truncate_dims and --precision")
-    for path in [*args.output, *([args.plot] if args.plot else [])]:
+    for path in [*args.output, *filter(None, [args.plot])]:
         endings = (".png", ".pdf", ".svg") if path == args.plot else (".json", ".csv")
-        if path.suffix not in endings or path.is_dir() or path in map(Path, args.data):
+        if path.suffix not in endings or path in map(Path, names):
             raise InputError(f"{path}: name a file that ends with {' or '.join(endings)} and is not one of --data")
         check_writable(path.parent)
-    return args
-
-
-def main() -> int:
-    """Score, print, save; 0, or 2 if a row has no figures."""
-    # 1. Flags
-    args = parse_args()
     from kf_deberta.data.official import BLOB_IDS, ensure_kor_nlu_datasets
     from kf_deberta.data.pairs import SCALE, load_pairs
     from kf_deberta.evaluation.bootstrap import add_bootstrap
     from kf_deberta.evaluation.report import COMPARABLE_ROWS, errors_table, published_table, report, write_results
+    from kf_deberta.evaluation.scatter import plot
     from kf_deberta.evaluation.scoring import check_gold, encode_pairs, pair_similarities, score, transform
 
     if args.published:
         print(published_table())
         return 0
-    if args.reproduces and args.reproduces not in (names := [row.hub_name for row in COMPARABLE_ROWS]):
-        raise InputError(f"--reproduces: must be one of {', '.join(names)}, not {args.reproduces}")
+    if args.reproduces and args.reproduces not in (known := [row.hub_name for row in COMPARABLE_ROWS]):
+        raise InputError(f"--reproduces: must be one of {', '.join(known)}, not {args.reproduces}")
 
     # 2. Pairs and their gold scores (0..1)
-    data = {}
-    for name in args.data:
-        if name == "korsts":
-            if args.sts_dataset_path.name == "KorSTS":
-                ensure_kor_nlu_datasets(args.sts_dataset_path.parent, args.download)
-            pairs = load_pairs(str(args.sts_dataset_path / f"sts-{args.split}.tsv"))
-        else:
-            pairs = load_pairs(name, args.columns, args.scale or SCALE)
+    data, korsts = {}, args.sts_dataset_path
+    if "korsts" in names and korsts.name == "KorSTS":
+        ensure_kor_nlu_datasets(korsts.parent, args.download)
+    for name in names:
+        options = () if name == "korsts" else (args.columns, args.scale or SCALE)
+        pairs = load_pairs(str(korsts / f"sts-{args.split}.tsv") if name == "korsts" else name, *options)
         check_gold(pairs.gold, pairs.name, pairs.scale)
         data[pairs.name] = pairs
-    if args.reproduces and all(pairs.blob_id != BLOB_IDS["KorSTS/sts-test.tsv"] for pairs in data.values()):
-        raise InputError("--reproduces: published rows are of the official KorSTS test file; add korsts to --data")
+    official = BLOB_IDS["KorSTS/sts-test.tsv"] in [pairs.blob_id for pairs in data.values()]
+    if args.reproduces and not (official and None in args.truncate_dims and "float32" in args.precision):
+        raise InputError("--reproduces compares whole float32 embeddings on KorSTS test; omit it, or what differs")
     sentences = [text for pairs in data.values() for text in (*pairs.sentences1, *pairs.sentences2)]
 
     # 3. Every model once, on all data; what is done is saved before the next one starts
@@ -127,36 +108,32 @@ def main() -> int:
     details = ["bfloat16"] * args.bf16 + ["normalized"] * args.normalize
     details += [f"{args.pooling} pooling"] if args.pooling else []
     details += [f"prompt {args.prompt!r}"] if args.prompt is not None else []
-    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    about["versions"] = " ".join(f"{library}=={importlib.metadata.version(library)}" for library in LIBRARIES)
+    versions = " ".join(f"{library}=={importlib.metadata.version(library)}" for library in LIBRARIES)
+    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
     results = []  # records, each with its similarities, (4, pairs), or None if its `error` says why there are none
-    for name in args.models:
-        loaded, load_error = attempt(load_encoder, name, args, sentences)
-        encode, revision, settings = loaded or (None, None, None)
+    for name in models:
+        of_model = about | {"model": name, "error": None}
+        loaded = attempt(of_model, load_encoder, name, args, sentences)
+        encode, of_model["revision"], of_model["settings"] = loaded or (None, None, None)
         for pairs in data.values():
-            facts = about | {"model": name, "revision": revision, "settings": settings, "data": pairs.name}
-            facts |= {"rows": len(pairs.gold), "blob_id": pairs.blob_id, "data_revision": pairs.revision}
-            facts["note"] = pairs.note or None
-            start, embedded, error = time.perf_counter(), None, load_error
-            if loaded:
-                embedded, error = attempt(encode_pairs, encode, pairs.sentences1, pairs.sentences2)
-            if embedded:
+            facts = of_model | {"data": pairs.name, "blob_id": pairs.blob_id, "data_revision": pairs.revision}
+            facts, start = facts | {"rows": len(pairs.gold), "note": pairs.note or None}, time.perf_counter()
+            if embedded := attempt(facts, encode_pairs, encode, pairs.sentences1, pairs.sentences2):
                 facts |= {"sentences": len(embedded.embeddings), "seconds": time.perf_counter() - start}
-            variants = itertools.product(args.truncate_dims, args.precision) if embedded else [(None, "float32")]
-            for dimension, precision in variants:
-                words = [*details, *([f"first {dimension} dimensions"] if dimension else [])]
+            variants = itertools.product(args.truncate_dims, args.precision)
+            for dimension, precision in variants if embedded else [(None, "float32")]:
+                words = details + ([f"first {dimension} dimensions"] if dimension else [])
                 words += [precision] if precision != "float32" else []
-                if embedded:
-                    changed, error = attempt(transform, embedded, dimension, precision, args.normalize)
-                values, error = attempt(pair_similarities, changed) if embedded and changed else (None, error)
-                record = facts | {"label": f"{name} ({', '.join(words)})" if words else name}
-                record |= {"dimensions": dimension, "precision": precision, "error": error}
+                record = facts | {"dimensions": dimension, "precision": precision}
+                record["label"] = f"{name} ({', '.join(words)})" if words else name
+                changed = attempt(record, transform, embedded, dimension, precision, args.normalize)
+                values = attempt(record, pair_similarities, changed)
                 results.append((record | ({} if values is None else score(values, pairs.gold)), values))
         records = [record for record, _ in results]
         for path in args.output:
             write_results(path, records)
     for name, error in dict.fromkeys((record["model"], record["error"]) for record in records if record["error"]):
-        say(f"error: {error if error.startswith(name) else f'{name}: {error}'}")
+        say(f"error: {name}: {error.removeprefix(f'{name}: ')}")
     scored = [(record, values) for record, values in results if values is not None]
     if not scored:
         return STATUS
@@ -174,8 +151,6 @@ def main() -> int:
     for record, values in scored if args.errors else []:
         print(f"\n{errors_table(args.errors, record['label'], values[0], data[record['data']])}")
     if args.plot:
-        from kf_deberta.evaluation.scatter import plot
-
         plot(args.plot, [(record, values[0], data[record["data"]]) for record, values in scored])
     return STATUS if len(scored) < len(results) else 0
 
@@ -187,37 +162,37 @@ def load_encoder(name: str, args: argparse.Namespace, sentences: list[str]) -> t
         from kf_deberta.model.onnx_encoder import OnnxEncoder
 
         encoder = OnnxEncoder(name, device=args.device, prompt=args.prompt or "")
-        settings = f"onnxruntime, prompt {encoder.prompt!r}" if encoder.prompt else "onnxruntime"
+        settings = f"onnxruntime, prompt {encoder.prompt!r}"
         return lambda texts: encoder.encode(texts, args.batch_size, progress), place, settings
     import torch
 
     from kf_deberta.evaluation.report import published_pooling
     from kf_deberta.model.load import check_vocabulary, describe, load_model
 
-    options = {"revision": args.revision, "pooling": args.pooling or published_pooling(name), "prompt": args.prompt}
-    model = load_model(name, device=args.device, **options)
+    pooling = args.pooling or published_pooling(name)
+    model = load_model(name, revision=args.revision, device=args.device, pooling=pooling, prompt=args.prompt)
     check_vocabulary(model, sentences, name)
-    device = model.device.type
 
     def encode(texts: list[str]):
-        with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
             return model.encode(texts, batch_size=args.batch_size, show_progress_bar=progress)
 
-    settings = f"{device}{', bfloat16' * args.bf16}, {describe(model)}"
+    settings = f"{model.device.type}{', bfloat16' * args.bf16}, {describe(model)}"
     say(f"{name}: {settings}")
     return encode, model.revision or place, settings
 
 
-def attempt(action: Callable, *arguments: Any) -> tuple[Any, str | None]:
-    """Return what `action` returns and None, or None and why not, so that one model's failure loses no results."""
+def attempt(record: dict, action: Callable, *arguments) -> object:
+    """Return what `action` returns, or note in `record` why not, so that one model's failure loses no results."""
+    if record["error"]:
+        return None
     try:
-        return action(*arguments), None
+        return action(*arguments)
     except InputError as failure:
-        return None, str(failure)
+        record["error"] = str(failure)
     except Exception as failure:  # a foreign model's modules may raise anything
-        if is_out_of_memory(failure):
-            return None, "out of memory; lower --batch_size"
-        return None, f"encoding failed ({type(failure).__name__}: {one_line(failure)})"
+        reason = f"encoding failed ({type(failure).__name__}: {one_line(failure)})"
+        record["error"] = "out of memory; lower --batch_size" if is_out_of_memory(failure) else reason
 
 
 if __name__ == "__main__":

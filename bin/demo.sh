@@ -1,15 +1,10 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained, scored and exported model on the small corpus in sample/: no hub, no data set.
-# Needs Python 3.11 to 3.13 and, the first time, PyPI. About a minute on 2 cores after the installation; what an earlier
-# demo left in output/demo is replaced.
-#
-#   ./bin/demo.sh
+# Needs Python 3.11 to 3.13 and, the first time, PyPI. A minute on 2 cores after that; output/demo is replaced.
 set -euo pipefail
 CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
-case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' bin/demo.sh && exit ;; esac
-source bin/setup.sh
-setup_venv requirements.txt
-
+case "${1:-}" in -h | --help) sed -n '2,3s/^# \{0,1\}//p' bin/demo.sh && exit ;; esac
+source bin/setup.sh && setup_venv requirements.txt
 # one thread: for a model this small, more threads only wait for each other
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 demo=output/demo

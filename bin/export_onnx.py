@@ -69,7 +69,7 @@ def main() -> None:
     from data_util import load_kor_sts
     from kf_deberta.evaluation.report import published_pooling
     from kf_deberta.export.check import check_graph, check_loss, score_graphs
-    from kf_deberta.export.graph import check_modules, export_model, graph_files, save_companions
+    from kf_deberta.export.graph import check_modules, export_model, graph_files, megabytes, save_companions
     from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
     from kf_deberta.export.readme import readme
     from kf_deberta.model.load import check_no_prompt, describe, load_model
@@ -121,7 +121,7 @@ def main() -> None:
             check_loss(figures, graphs["int8"].name, force=args.force)
         elif args.quantize:
             say(f"warning: {test} does not exist, so what int8 loses on KorSTS is not measured")
-        text = readme(model, title, graphs, args.opset, figures, f"{test.parent.name}/{test.name}")
+        text = readme(model, title, graphs, figures, f"{test.parent.name}/{test.name}")
         (work / "README.md").write_text(text, encoding="utf-8")
         if figures:
             print(text[text.index(f"| {test.parent.name}/") :].partition("\n\n")[0])
@@ -141,7 +141,7 @@ def main() -> None:
         with contextlib.suppress(OSError):  # not empty: the export went well
             folder.rmdir()
     for path in graphs.values():
-        print(f"{folder / path.name}: {sum(f.stat().st_size for f in graph_files(folder / path.name)) / 1e6:.1f} MB")
+        print(f"{folder / path.name}: {megabytes(folder / path.name)} MB")
     if args.into_model_dir:
         add_onnx_usage(model, Path(name))
 

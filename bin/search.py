@@ -1,7 +1,6 @@
 """Semantic search: the sentences of a corpus nearest to each query by cosine.
 
     python bin/search.py                    # three queries, nine sentences
-    python bin/search.py "은행에서 대출을 상환하는 고객이 있다."
     python bin/search.py --corpus sentences.txt --top_k 3 < queries.txt
     python bin/search.py --onnx models/kf-deberta-multitask.onnx "비트코인"
 
@@ -21,9 +20,6 @@ from kf_deberta.data.tsv import compose_hangul, read_sentences
 from kf_deberta.errors import InputError, run, say
 from kf_deberta.flags import Parser, add_model_flags, count, file_path
 
-SAMPLE = REPO / "sample"
-DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
-
 
 def main() -> None:
     """Embed corpus and queries, and print the nearest sentences of each query."""
@@ -35,21 +31,18 @@ def main() -> None:
     add("--top_k", type=count, default=5, help="sentences shown for each query")
     add("--onnx", type=file_path, help="ONNX file of an export, used instead of a model (needs no torch)")
     add("--device", help="torch device (default: GPU if available)")
-    add_model_flags(parser, help=f"hub name or directory (default: {DEFAULT_MODEL})")
+    add_model_flags(parser, default="upskyy/kf-deberta-multitask")
     args = parser.parse_args()
-    for flag in ("model_name_or_path", "revision", "pooling"):
-        if args.onnx and getattr(args, flag):
-            raise InputError(f"--{flag} has no effect with --onnx {args.onnx}; omit it")
+    if args.onnx and (args.revision or args.pooling):
+        raise InputError("--revision and --pooling have no effect with --onnx; omit them")
 
     # 2. Sentences
-    corpus = read_sentences(args.corpus or SAMPLE / "search_corpus.txt")
+    corpus = read_sentences(args.corpus or REPO / "sample" / "search_corpus.txt")
     # whatever the locale, the bytes of the command line are UTF-8
     queries = [compose_hangul(os.fsencode(query).decode("utf-8", "replace"), "query") for query in args.query]
-    if not all(query.strip() for query in queries):
-        raise InputError("a query is blank; write what to search for")
     if not queries:
-        at_terminal = sys.stdin is None or sys.stdin.isatty()
-        queries = read_sentences(SAMPLE / "search_queries.txt" if at_terminal else Path("/dev/stdin"))
+        examples = REPO / "sample" / "search_queries.txt"
+        queries = read_sentences(examples if sys.stdin.isatty() else Path("/dev/stdin"))
 
     # 3. Embeddings of length 1, so that their products are cosines
     if args.onnx:
@@ -61,9 +54,8 @@ def main() -> None:
         from kf_deberta.evaluation.report import published_pooling
         from kf_deberta.model.load import load_model
 
-        name = args.model_name_or_path or DEFAULT_MODEL
-        pooling = args.pooling or published_pooling(name)
-        model = load_model(name, revision=args.revision, device=args.device, pooling=pooling)
+        options = {"revision": args.revision, "pooling": args.pooling or published_pooling(args.model_name_or_path)}
+        model = load_model(args.model_name_or_path, device=args.device, **options)
     embeddings = model.encode([*queries, *corpus], show_progress_bar=sys.stderr.isatty())
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
 

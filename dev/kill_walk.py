@@ -1,11 +1,9 @@
 """Kill a training run at every file-system event in its output directory,
 resume it, and compare what it leaves with the unbroken run.
 
-Each run is a forked child; an audit hook in it counts the events (mkdir, open
-for writing, rename, remove) and ends it by SIGKILL before event N. Compared
-are weights, CSV files, figures and the names of all files.
+An audit hook counts the events (mkdir, open for writing, rename, remove) and
+sends SIGKILL before event N. Weights, CSV files, figures and file names count.
 
-    python dev/kill_walk.py --model_name_or_path BASE --dataset_path DATA
     python dev/kill_walk.py --model_name_or_path BASE --dataset_path DATA \\
         --recipes sts --every 7
 
@@ -15,6 +13,7 @@ recipe; exit status 1 if a run differs.
 
 import collections
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -30,7 +29,6 @@ from kf_deberta.training.resume import FINISHED
 RECIPES = {"multi_task": ["--nli_batch_size", "16"], "nli": ["--batch_size", "16"], "sts": []}
 RECIPES["recommended"] = ["--nli_batch_size", "16", "--sts_seeds", "1,2"]
 FLAGS = ["--eval_steps", "2", "--save_steps", "1", "--logging_steps", "1", "--output_dir", "out"]
-EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 def main() -> int:
@@ -51,92 +49,76 @@ def main() -> int:
     torch.set_num_threads(1)  # a forked child must not wait for its parent's threads
     base, data = (str(Path(place).resolve()) for place in (args.model_name_or_path, args.dataset_path))
     flags = ["--model_name_or_path", base, "--dataset_path", data, "--max_rounds", str(args.max_rounds), *FLAGS]
-    differing = 0
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
-        for recipe in args.recipes:
-            differing += walk(recipe, flags + RECIPES[recipe], args.every)
-    return 1 if differing else 0
+        return max(walk(recipe, flags + RECIPES[recipe], args.every) for recipe in args.recipes)
 
 
 def walk(recipe: str, flags: list[str], every: int) -> int:
-    """Kill the recipe at its events, print what became of it, and return how many resumed runs differ."""
-    status, events = child(recipe, flags)
-    assert status == 0, Path("log").read_text(errors="replace")[-3000:]
-    expected = outcome()
-    ends = collections.Counter()
+    """Kill the recipe at its events, print what became of it, and return 1 if a resumed run differs, else 0."""
+    assert child(recipe, flags) == 0, Path("log").read_text(errors="replace")
+    expected, events, ends = outcome(), int(Path("events").read_text()), collections.Counter()
     for number in range(1, events + 1, every):
         shutil.rmtree("out")
-        assert child(recipe, flags, kill_at=number)[0] == -signal.SIGKILL
-        end = "same"
-        status, _ = child(recipe, ["--resume", "--output_dir", "out"])
+        assert child(recipe, flags, number) == -signal.SIGKILL
+        status, end = child(recipe, ["--resume", "--output_dir", "out"]), "same"
         if status == 2 and "no unfinished run" in Path("log").read_text(errors="replace"):
-            if not list(Path("out").glob(f"*/{FINISHED}")):
-                status, _ = child(recipe, flags)
-            status, end = 0, "nothing to resume"
+            finished = list(Path("out").glob(f"*/{FINISHED}"))
+            status, end = 0 if finished else child(recipe, flags), "nothing to resume"
         found = outcome() if status == 0 else {"exit status": status}
         if found != expected:
-            wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key, 0) != found.get(key, 0))
+            end, keys = "different", expected.keys() | found.keys()
+            wrong = sorted(key for key in keys if expected.get(key, 0) != found.get(key, 0))
             print(f"{recipe}: killed at event {number}: {', '.join(wrong)} differ", flush=True)
-            end = "different"
         ends[end] += 1
-        if number % 50 == 0:
-            print(f"{recipe}: {number} of {events} events, {dict(ends)}", file=sys.stderr, flush=True)
     shutil.rmtree("out")
     print(f"{recipe}: {events} events, {dict(ends)}", flush=True)
-    return ends["different"]
+    return min(ends["different"], 1)
 
 
-def child(recipe: str, flags: list[str], kill_at: int | None = None) -> tuple[int, int]:
-    """Run a recipe in a forked child with its output in the file `log`; return its status and its number of events."""
-    reader, writer = os.pipe()
-    process = os.fork()
-    if process == 0:
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        module = __import__(f"training_{recipe}")
-        sys.argv = [module.__file__, *flags]
-        output, seen = os.path.abspath("out"), [0]
+def child(*arguments) -> int:
+    """Run `train` in a forked child and return its exit status."""
+    process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
 
-        def hook(event: str, arguments: tuple) -> None:
-            if event == "open":
-                writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-                inside = writes and isinstance(arguments[0], str) and os.path.abspath(arguments[0]).startswith(output)
-            else:  # shutil.rmtree names files relative to a directory's descriptor
-                by_descriptor = event in ("os.remove", "os.rmdir") and arguments[-1] not in (-1, None)
-                inside = event in EVENTS and (
-                    by_descriptor or os.path.abspath(os.fspath(arguments[0])).startswith(output)
-                )
-            if inside:
-                seen[0] += 1
-                if seen[0] == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(hook)
-        status = 1
-        try:
-            run(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        finally:
-            os.write(writer, str(seen[0]).encode())
-            os._exit(status)
-    os.close(writer)
-    events = os.read(reader, 100)
-    os.close(reader)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), int(events or 0)
+def train(recipe: str, flags: list[str], kill_at: int = 0) -> None:
+    """Run a recipe with its output in the file `log` and, unless it is killed, its number of events in `events`."""
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    module, output, seen = __import__(f"training_{recipe}"), os.path.abspath("out"), 0
+    sys.argv = [module.__file__, *flags]
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+        changes |= event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        # shutil.rmtree names files relative to a directory's descriptor
+        by_descriptor = event in ("os.remove", "os.rmdir") and arguments[-1] not in (-1, None)
+        if changes and (by_descriptor or os.path.abspath(str(arguments[0])).startswith(output)):
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    try:
+        run(module.main)
+    finally:
+        Path("events").write_text(str(seen))
 
 
 def outcome() -> dict[str, object]:
     """Return what the newest run in out/ left: every file by name, with the content that a broken run must equal."""
     newest = max((path.parent for path in Path("out").glob(f"*/{FINISHED}")), key=lambda path: path.name[-19:])
-    found: dict[str, object] = {}
-    for file in newest.rglob("*"):
-        name = str(file.relative_to(newest))
-        found[name] = file.read_bytes() if file.suffix in (".safetensors", ".csv") else None
     facts = json.loads((newest / FINISHED).read_text())
-    return found | {"figures": {name: facts[name] for name in ("baseline", "dev", "test", "stages")}}
+    found: dict[str, object] = {name: facts[name] for name in ("baseline", "dev", "test", "stages")}
+    for file in newest.rglob("*"):
+        has_figures = file.suffix in (".safetensors", ".csv")
+        found[str(file.relative_to(newest))] = file.read_bytes() if has_figures else None
+    return found
 
 
 if __name__ == "__main__":

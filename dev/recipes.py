@@ -11,7 +11,7 @@ shown for all.
 """
 
 import json
-import resource
+import os
 import shlex
 import subprocess
 import sys
@@ -24,66 +24,44 @@ from kf_deberta.flags import DATASET_PATH, Parser, Several, file_path, model_nam
 from kf_deberta.training.resume import FINISHED, STARTED
 
 RECIPES = {"published": "training_multi_task.py", "recommended": "training_recommended.py"}
-COST, SIMILARITIES = "cpu_seconds.json", "similarities.npy"
 RESAMPLES = 1000
 
 
-def get_parser() -> Parser:
-    """The recipes, and what they have in common."""
+def train(words: list[str], folder: Path) -> tuple[Path, float]:
+    """Run a training script, or go on with it; returns the directory of its run and its CPU seconds."""
+    cost = folder / "cpu_seconds.json"
+    spent = json.loads(cost.read_text()) if cost.exists() else 0.0
+    started = sorted(folder.glob(f"*/{STARTED}"))
+    if not started or not started[-1].with_name(FINISHED).exists():
+        resume = ["--resume", str(started[-1].parent)] if started else []
+        command, before = [*words, "--output_dir", str(folder), *resume], sum(os.times()[2:4])
+        print(f"== {shlex.join(command)}", file=sys.stderr)
+        status = subprocess.run([sys.executable, *command], stdout=sys.stderr).returncode
+        spent += sum(os.times()[2:4]) - before  # of child processes
+        with write_atomically(cost) as path:
+            path.write_text(json.dumps(spent))
+        if status:
+            raise InputError(f"{folder}: ended with status {status}; start again to go on")
+    return sorted(folder.glob(f"*/{FINISHED}"))[-1].parent, spent
+
+
+def main() -> None:
+    """Train what is missing, print the table after every seed."""
+    # 1. Flags
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--recipes", nargs="+", metavar="NAME", help="names of recipes (default: all)")
-    add(
-        "--add",
-        nargs="+",
-        default=[],
-        metavar="RECIPE",
-        help="more recipes, each 'name: script flags' (default: none)",
-    )
+    more = "more recipes, each 'name: script flags' (default: none)"
+    add("--add", nargs="+", default=[], metavar="RECIPE", help=more)
     add("--against", default="published", metavar="NAME", help="recipe that the others are compared with")
     add("--seeds", type=seed, action=Several, default=[1, 2, 3], help="seeds of every recipe")
     add("--model_name_or_path", type=model_name, default="kakaobank/kf-deberta-base", help="base encoder")
     add("--dataset_path", type=file_path, default=DATASET_PATH, help="directory of KorNLI/ and KorSTS/")
     add("--flags", default="", metavar="FLAGS", help="for every recipe, in one word: --flags=--bf16 (default: none)")
     add("--output_dir", type=file_path, default=Path("output/recipes"), help="directory of the runs and the table")
-    return parser
-
-
-def train(words: list[str], folder: Path) -> Path:
-    """Run a training script, or go on with it, and count its CPU seconds; returns the directory of its run."""
-    started = sorted(folder.glob(f"*/{STARTED}"))
-    resume = ["--resume", str(started[-1].parent)] if started else []
-    if not started or not started[-1].with_name(FINISHED).exists():
-        before = _child_seconds()
-        print(f"== {shlex.join(words)}", file=sys.stderr)
-        status = subprocess.run(
-            [sys.executable, *words, "--output_dir", str(folder), *resume], stdout=sys.stderr
-        ).returncode
-        folder.mkdir(parents=True, exist_ok=True)
-        with write_atomically(folder / COST) as path:
-            path.write_text(json.dumps(_cost(folder) + _child_seconds() - before))
-        if status:
-            raise InputError(f"{folder}: ended with status {status}; start again to go on")
-    return sorted(folder.glob(f"*/{FINISHED}"))[-1].parent
-
-
-def _cost(folder: Path) -> float:
-    return json.loads((folder / COST).read_text()) if (folder / COST).exists() else 0.0
-
-
-def _child_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def main() -> None:
-    """Train what is missing, print the table after every seed."""
-    # 1. Flags
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     recipes = RECIPES | {name.strip(): words for name, _, words in (text.partition(":") for text in args.add)}
-    names = args.recipes or list(recipes)
-    if unknown := set(names) - set(recipes):
-        raise InputError(f"--recipes {' '.join(sorted(unknown))}: not among {', '.join(recipes)}")
+    recipes = {name: recipes[name] for name in args.recipes or recipes}
     import numpy as np
 
     from data_util import load_kor_sts
@@ -96,43 +74,39 @@ def main() -> None:
     gold, cosine = np.array(pairs["score"][:]), FIGURES.index("cosine_spearman")
     results: dict[str, list[dict]] = {}
     for number in args.seeds:
-        for name in names:
+        for name, line in recipes.items():
             # 2. One run, and the similarities that its model gives the test pairs
             folder = args.output_dir.absolute() / name / f"seed{number}"
-            script, *flags = shlex.split(recipes[name])
+            script, *flags = shlex.split(line)
             common = ["--dataset_path", str(args.dataset_path), "--model_name_or_path", args.model_name_or_path]
             words = [str(REPOSITORY / script), *common, "--seed", str(number), *shlex.split(args.flags), *flags]
-            model = train(words, folder)
-            if not (folder / SIMILARITIES).exists():
+            model, seconds = train(words, folder)
+            saved = folder / "similarities.npy"
+            if not saved.exists():
                 encoded = encode_pairs(load_model(str(model)).encode, pairs["sentence1"][:], pairs["sentence2"][:])
-                np.save(folder / SIMILARITIES, pair_similarities(encoded))
-            similarities = np.load(folder / SIMILARITIES)
+                np.save(saved, pair_similarities(encoded))
+            similarities = np.load(saved)
             facts = json.loads((model / FINISHED).read_text(encoding="utf-8"))
-            row = {"dev": 100 * facts["dev"]["cosine_spearman"], "minutes": _cost(folder) / 60}
+            row = {"dev": 100 * facts["dev"]["cosine_spearman"], "minutes": seconds / 60}
             row["figures"] = 100 * np.array(list(score(similarities, gold).values()))
             row["samples"] = 100 * resampled_figures(similarities, gold, RESAMPLES, 0)[cosine]
             results.setdefault(name, []).append(row)
 
         # 3. Means over the seeds so far; in each resample the seeds are averaged before the difference is taken
-        mean = {
-            n: {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]} for n, rows in results.items()
-        }
+        mean = {n: {key: np.mean([r[key] for r in rows], axis=0) for key in rows[0]} for n, rows in results.items()}
         table = []
-        for name in sorted(mean, key=lambda name: -mean[name]["dev"]):
+        for name, row in sorted(mean.items(), key=lambda item: -item[1]["dev"]):
             difference = ""
-            if name != args.against and args.against in mean:
-                other = mean[args.against]
-                low, high = interval(mean[name]["samples"] - other["samples"])
-                middle = mean[name]["figures"][cosine] - other["figures"][cosine]
+            if name != args.against and (other := mean.get(args.against)):
+                low, high = interval(row["samples"] - other["samples"])
+                middle = row["figures"][cosine] - other["figures"][cosine]
                 difference = f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
-            figures = [f"{value:.2f}" for value in (mean[name]["dev"], *mean[name]["figures"])]
-            by_seed = ", ".join(f"{row['figures'][cosine]:.2f}" for row in results[name])
-            table.append([name, *figures, by_seed, difference, f"{mean[name]['minutes']:.1f}"])
-        short = [figure.replace("_pearson", " P").replace("_spearman", " S") for figure in FIGURES]
-        header = ["recipe", "dev", *short, "cosine S by seed", f"minus {args.against}, 95%", "CPU min"]
-        text = markdown(header, table)
-        (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
-        print(text, flush=True)
+            figures = [f"{value:.2f}" for value in (row["dev"], *row["figures"])]
+            by_seed = ", ".join(f"{one['figures'][cosine]:.2f}" for one in results[name])
+            table.append([name, *figures, by_seed, difference, f"{row['minutes']:.1f}"])
+        header = ["recipe", "dev", *FIGURES, "cosine S by seed", f"minus {args.against}, 95%", "CPU min"]
+        (args.output_dir / "table.md").write_text(markdown(header, table) + "\n", encoding="utf-8")
+        print(markdown(header, table), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ STATUS = 2  # exit status for input that cannot be used
 OTHERS_WAIT_SECONDS = 10  # torchrun ends the other processes within this time after the first error
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+FOREIGN = ("SafetensorError", "Fail", "Exception")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory", "bad_alloc")
 
 
@@ -110,8 +111,8 @@ def writing(path: Path, remedy: str = "free space or choose another directory") 
     try:
         yield
     except Exception as error:
-        # torch and safetensors raise types of their own for a full disk, tokenizers a bare Exception
-        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in ("SafetensorError", "Exception")
+        # for a full disk torch, safetensors and onnxruntime raise types of their own, tokenizers a bare Exception
+        of_libraries = isinstance(error, RuntimeError) or type(error).__name__ in FOREIGN
         if is_out_of_memory(error) or not (of_libraries or isinstance(error, OSError)):
             raise
         raise InputError(f"{path}: cannot be written ({one_line(error)}); {remedy}") from error

@@ -15,7 +15,7 @@ class Several(argparse.Action):
     """A list of values, separated by commas or blanks, without repetitions: `--dims 768,256` or `--dims 768 256`."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Flatten the lists that `several` made of each word."""
+        """Join the lists that `_several` made of each word."""
         setattr(namespace, self.dest, list(dict.fromkeys(value for part in values for value in part)))
 
 

@@ -58,17 +58,10 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, int]:
 def build_base(
     output_dir: str | Path, texts: Iterable[str] | None = None, *, vocab_size: int = 4000, seed: int = 42, **sizes
 ) -> Path:
-    """Save the base in `output_dir`, which must not exist yet, and return that path.
+    """Save the base as a transformers directory in `output_dir`, which must not exist yet, and return that path.
 
-    Args:
-        output_dir: becomes a plain transformers directory: config.json, model.safetensors (float32), tokenizer files.
-        texts: what the tokenizer is trained on; None is the sample's training texts.
-        vocab_size: maximum vocabulary size (see `train_vocabulary`).
-        seed: seed of the random weights; the caller's random state is left as it was.
-        sizes: other values of DebertaV2Config, such as hidden_size.
-
-    Raises:
-        InputError: `output_dir` exists or cannot be written, or the hidden size fits no attention heads.
+    Its tokenizer is trained on `texts` (default: the sample's training texts), of its weights `seed` decides, and
+    `sizes` are other values of DebertaV2Config, such as hidden_size. The caller's random state is left as it was.
     """
     import torch
     from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model
@@ -80,8 +73,6 @@ def build_base(
     vocabulary = train_vocabulary(read_training_texts() if texts is None else texts, vocab_size)
     options = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
     options |= {"vocab_size": len(vocabulary), "position_buckets": 32} | sizes
-    if options["hidden_size"] % options["num_attention_heads"]:
-        raise InputError(f"--hidden_size must be a multiple of {options['num_attention_heads']}, its attention heads")
     # from here on as in kf-deberta-base's config.json
     options |= {"max_position_embeddings": 512, "relative_attention": True, "max_relative_positions": -1}
     options |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}

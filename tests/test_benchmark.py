@@ -124,10 +124,8 @@ def test_published_rows_alone(capsys):
         (["--truncate_dims", "64,0"], TWO_ROWS, "--truncate_dims: must be a whole number from 1, not 0"),
         (["--bf16", "--model_name_or_path", "a", "b.onnx"], TWO_ROWS, "--bf16 has no effect on b.onnx; omit it"),
         (["--revision", "v1", "--model_name_or_path", "b.onnx"], TWO_ROWS, "--revision has no effect on b.onnx"),
-        (["--model_name_or_path", ""], TWO_ROWS, "--model_name_or_path and --data: a name is empty"),
+        (["--reproduces", "upskyy/kf-deberta-multitask"], TWO_ROWS, "--reproduces compares whole float32 embeddings"),
         (["--reproduces", "me/mine"], TWO_ROWS, "--reproduces: must be one of upskyy/kf-deberta-multitask, BM-K"),
-        (["--reproduces", "jhgan/ko-sbert-sts"], TWO_ROWS, "--reproduces: published rows are of the official KorSTS"),
-        (["--reproduces", "jhgan/ko-sbert-sts", "--truncate_dims", "64"], TWO_ROWS, "--reproduces compares whole"),
     ],
 )
 def test_bad_input_is_one_line(arguments, content, message, tmp_path, capsys, monkeypatch):

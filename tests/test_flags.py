@@ -177,7 +177,6 @@ def test_a_write_check_leaves_nothing_behind(tmp_path):
 CASES = [
     ([], ["--max_seq_length", "100000"], "--max_seq_length 100000; it takes 3 to 512 tokens"),
     ([], ["--matryoshka_dims", "9999"], "toy-base has 32 dimensions"),
-    ([], ["--tf32"], "--tf32"),
     ([], ["--report_to", "wandb"], "--report_to"),
     (["--dataset_path", "no-such-directory"], [], "no-such-directory"),
     (["--dataset_path", "{empty}"], [], "{empty}"),

@@ -152,10 +152,9 @@ def test_a_resumed_run_keeps_its_flags_and_data(call, toy_base, toy_data, tmp_pa
     assert resume("--dataset_path", tmp_path / "elsewhere", "--nli_mini_batch_size", 4)[0] == 0
     status, captured = call(None, "--resume", directory, bare=True)
     assert status == 0 and "this run is finished" in captured.out
-    test = tmp_path / "elsewhere" / "KorSTS" / "sts-test.tsv"
-    test.write_bytes(content.replace(b"2026", b"2027"))
+    (tmp_path / "elsewhere" / "KorSTS" / "sts-test.tsv").write_bytes(content.replace(b"2026", b"2027"))
     status, (line,) = resume("--dataset_path", tmp_path / "elsewhere")
-    assert status == 2 and "not as it was" in line
+    assert status == 2 and "sts-test.tsv: not as it was when" in line
 
 
 def test_what_cannot_be_resumed_is_said(call, tmp_path):

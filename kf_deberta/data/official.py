@@ -29,11 +29,8 @@ BLOB_IDS = {  # git's ids of the files at COMMIT
 
 def git_blob_id(path: Path) -> str:
     """Return the id git gives the file's content: SHA-1 over "blob <size>", a NUL byte and the content."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha1(b"blob %d\0" % path.stat().st_size)).hexdigest()
 
 
 def verify(root: Path) -> dict[str, str]:
@@ -41,8 +38,8 @@ def verify(root: Path) -> dict[str, str]:
     results = {}
     for name, official in BLOB_IDS.items():
         found = git_blob_id(root / name) if (root / name).is_file() else None
-        known = {None: "missing", official: "ok"}
-        results[name] = known.get(found, f"differs (git blob {found}, official {official})")
+        differs = f"differs (git blob {found}, official {official})" if found else "missing"
+        results[name] = "ok" if found == official else differs
     return results
 
 
@@ -58,10 +55,7 @@ def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
 
     What is at `path` is neither checked nor changed; only an empty directory, which docker makes for a missing mount,
     is filled. The data set appears there whole, or not at all. Several processes may do this: the first one wins.
-
-    Raises:
-        InputError: `path` is not DEFAULT_PATH and `download` is False; git is missing, the server does not answer, or
-            the files of the clone are not the official ones.
+    InputError if it cannot be cloned, or if `path` is not DEFAULT_PATH and `download` is False.
     """
     is_empty = path.is_dir() and all(child.name.startswith(".") for child in path.iterdir())
     if os.path.lexists(path) and not is_empty:
@@ -91,21 +85,17 @@ def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
 
 def _git(url: str, path: Path, *arguments: str, timeout: int | None = None, stderr: int | None = subprocess.PIPE):
     """Run git without a question to the user; InputError with its last error and the ways out."""
-    # set in a git hook, they would lead git to the hook's own repository
-    environment = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE")}
-    options = {"env": environment | {"GIT_TERMINAL_PROMPT": "0"}, "stdin": subprocess.DEVNULL, "timeout": timeout}
+    options = {"env": os.environ | {"GIT_TERMINAL_PROMPT": "0"}, "stdin": subprocess.DEVNULL, "errors": "replace"}
+    options |= {"stdout": subprocess.DEVNULL, "stderr": stderr, "timeout": timeout}
     try:
-        done = subprocess.run(
-            [*GIT, *arguments], stdout=subprocess.DEVNULL, stderr=stderr, errors="replace", **options
-        )
-    except FileNotFoundError:
-        reason = "git is not installed"
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {timeout} seconds"
-    else:
+        done = subprocess.run([*GIT, *arguments], **options)
         if done.returncode == 0:
             return
         lines = [line for line in (done.stderr or "").splitlines() if line.startswith(("fatal:", "error:"))]
         reason = lines[-1] if lines else "git gives the reason above"
+    except FileNotFoundError:
+        reason = "git is not installed"
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {timeout} seconds"
     ways_out = "connect to the internet, set KOR_NLU_DATASETS_URL to a mirror"
     raise InputError(f"{url}: cannot be cloned ({reason}); {ways_out}, or put KorNLI/ and KorSTS/ into {path}")

@@ -16,12 +16,10 @@ from kf_deberta.data.tsv import PAIR_COLUMNS, SCALE, check_pairs, compose_hangul
 from kf_deberta.errors import InputError, one_line
 
 FORMATS = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
-# arguments of datasets.load_dataset and columns; commits as in mteb 2.26.24's tasks KLUE-STS and STS17
-KLUE = {"path": "klue/klue", "name": "sts", "split": "validation"}
-STS17 = {"path": "mteb/sts17-crosslingual-sts", "name": "ko-ko", "split": "test"}
+# path, name, split and commit, as in mteb 2.26.24's tasks KLUE-STS and STS17, and the column of the score
 HUB = {
-    "klue-sts": (KLUE, "349481ec73fff722f88e0453ca05c77a447d967c", ("sentence1", "sentence2", "labels.real-label")),
-    "sts17": (STS17, "faeb762787bd10488a50c8b5be4a3b82e411949c", PAIR_COLUMNS),
+    "klue-sts": ("klue/klue", "sts", "validation", "349481ec73fff722f88e0453ca05c77a447d967c", "labels.real-label"),
+    "sts17": ("mteb/sts17-crosslingual-sts", "ko-ko", "test", "faeb762787bd10488a50c8b5be4a3b82e411949c", "score"),
 }
 
 
@@ -42,23 +40,18 @@ class Pairs:
 def load_pairs(name: str, columns: Sequence[str] | None = None, scale: tuple[float, float] = SCALE) -> Pairs:
     """Load sentence pairs from a file, or by the name of a data set on the hub.
 
-    Args:
-        name: a key of HUB, or the path of a .tsv, .csv, .json, .jsonl or .parquet file.
-        columns: the two sentences and the score, `a.b` is field b of the object a; None: sentence1, sentence2, score.
-        scale: the scores of different and of equal sentences; all scores must be between them.
-
-    Raises:
-        InputError: the data cannot be read, or has malformed rows (the first five are named).
+    `columns` name the two sentences and the score, `a.b` is field b of the object a; `scale` has the scores of unlike
+    and of equal sentences. InputError if the data cannot be read, or have malformed rows (the first five are named).
     """
     if name in HUB:
         return _load_from_hub(name)
     path, wanted, problems = Path(name), columns or PAIR_COLUMNS, {}
+    if path.suffix not in FORMATS:
+        raise InputError(f"{name}: no such data; give korsts, {', '.join(HUB)}, or a file ({', '.join(FORMATS)})")
     if path.suffix == ".tsv":
         rows = read_rows(path, wanted, problems)
-    elif path.suffix in FORMATS:
-        rows = select(path, _read_csv(path) if path.suffix == ".csv" else _read_records(path), wanted, problems)
     else:
-        raise InputError(f"{name}: no such data; give korsts, {', '.join(HUB)}, or a file ({', '.join(FORMATS)})")
+        rows = select(path, _read_csv(path) if path.suffix == ".csv" else _read_records(path), wanted, problems)
     data = check_pairs(path, rows, problems, scale)
     about = f"{name} ({', '.join(columns)})" if columns else name
     return Pairs(about, *data.values(), scale, git_blob_id(path), note=not_official(path, len(data["score"])))
@@ -73,31 +66,31 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, list]]:
-    """Yield the names of the columns, `a.b` for field b of the object a, and the rows by line or by number."""
+    """Yield the names of the columns and the rows by line or by number."""
     try:
         if path.suffix == ".parquet":
-            records = list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
+            records = dict(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
         elif (text := read_text(path)).lstrip().startswith("["):
-            records = list(enumerate(json.loads(text), start=1))
+            records = dict(enumerate(json.loads(text), start=1))
         else:
-            records = [(line, json.loads(row)) for line, row in enumerate(text.split("\n"), start=1) if row.strip()]
-        table = pandas.json_normalize([record for _, record in records])
+            records = {line: json.loads(row) for line, row in enumerate(text.split("\n"), start=1) if row.strip()}
+        table = pandas.json_normalize(list(records.values()))
     except (ValueError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
         kind = "Parquet" if path.suffix == ".parquet" else "a list of JSON objects or one object per line"
         raise InputError(f"{path}: not {kind} ({one_line(error)}); correct the file") from error
     yield 1, list(table.columns)
-    for (number, _), row in zip(records, table.values.tolist(), strict=True):
+    for number, row in zip(records, table.values.tolist(), strict=True):
         yield number, [compose_hangul(value, path) if isinstance(value, str) else value for value in row]
 
 
 def _load_from_hub(name: str) -> Pairs:
     import datasets  # a second to import, which --help does not need
 
-    arguments, revision, columns = HUB[name]
+    path, subset, split, revision, score = HUB[name]
     try:
-        table = datasets.load_dataset(**arguments, revision=revision).flatten()
+        table = datasets.load_dataset(path=path, name=subset, split=split, revision=revision).flatten()
     except Exception as error:  # the library raises a type of its own for each way to fail
-        reason = f"{arguments['path']} is not cached and cannot be downloaded ({one_line(error)})"
+        reason = f"{path} is not cached and cannot be downloaded ({one_line(error)})"
         raise InputError(f"{name}: {reason}; connect to the internet, or give a file to --data") from error
-    rows = enumerate(zip(*(table[column] for column in columns), strict=True), start=1)
-    return Pairs(name, *check_pairs(arguments["path"], rows, {}).values(), revision=revision)
+    rows = enumerate(zip(table["sentence1"], table["sentence2"], table[score], strict=True), start=1)
+    return Pairs(name, *check_pairs(path, rows, {}).values(), revision=revision)

@@ -1,10 +1,9 @@
 """Benchmark results as files and as Markdown: the table to paste, published rows, intervals, worst pairs.
 
-A result is a record, one flat dict for each row of a table: `label` (the row's name), `model`, `revision` (the hub
-commit, or the full local path), `dimensions` (None: all), `precision`, `error` (None, or why there are no figures),
-`data`, `rows`, `blob_id` (git's id of a data file), `data_revision` (the commit of data from the hub), `note` (how a
-file differs from the official one), `date`, library `versions`, `settings`, `sentences`, `seconds` of encoding, the
-eight figures of scoring.FIGURES, -1..1 in full precision, and what bootstrap.add_bootstrap adds to them.
+A result is a record, one flat dict for each row of a table: its `label`, `model`, `revision` (hub commit or full local
+path), `dimensions` (None: all), `precision`, `error` (None, or why there are no figures), `data`, `rows`, `blob_id`
+(git's id of a file), `data_revision` (hub commit), `note` (how a file differs from the official one), `date`,
+`versions`, `settings`, `sentences`, `seconds`, the figures, -1..1, and what bootstrap.add_bootstrap adds to them.
 """
 
 import csv
@@ -61,11 +60,10 @@ def published_pooling(name: str) -> str | None:
 def published_table() -> str:
     """Make the table of the published rows that the READMEs show, best in bold, with its sources below it."""
     numbers = {url: f"[{number}]" for number, url in enumerate(dict.fromkeys(r.url for r in PUBLISHED_ROWS), start=1)}
-    names = [
-        f"[{row.model}](https://huggingface.co/{row.hub_name})" + " †" * bool(row.altered_text)
-        for row in PUBLISHED_ROWS
-    ]
-    rows = [(n, r.figures, not r.altered_text, numbers[r.url]) for n, r in zip(names, PUBLISHED_ROWS, strict=True)]
+    rows = []
+    for row in PUBLISHED_ROWS:
+        name = f"[{row.model}](https://huggingface.co/{row.hub_name})" + " †" * bool(row.altered_text)
+        rows.append((name, row.figures, not row.altered_text, numbers[row.url]))
     header = [f"{figure[:3]} {figure.partition('_')[2][0].upper()}" for figure in FIGURES]
     sources = "\n".join(f"{number} {url}" for url, number in numbers.items())
     return f"{markdown(['model', *header, 'source'], _in_bold(rows))}\n\n{sources}"
@@ -74,12 +72,10 @@ def published_table() -> str:
 def report(records: Sequence[Record], with_published: bool = True, reproduces: str | None = None) -> str:
     """Return the records as Markdown: a section for each data set, then the averages.
 
-    Args:
-        records: records of any number of data sets.
-        with_published: show the published rows under those on the official test file.
-        reproduces: hub name of the published row that models without one of their own are compared with.
+    `with_published` shows the published rows, too, under the official test file; `reproduces` is the hub name of the
+    published row that models without one of their own are compared with.
     """
-    names = list(dict.fromkeys(record["data"] for record in records))
+    names = dict.fromkeys(record["data"] for record in records)
     groups = [[record for record in records if record["data"] == name] for name in names]
     sections = [_section(group, with_published, reproduces) for group in groups]
     if len(groups) > 1:
@@ -97,13 +93,14 @@ def _figures(record: Record) -> list[float] | None:
 
 def _in_bold(rows: Sequence[tuple]) -> list[list[str]]:
     """Format rows (name, figures or None, whether it competes, other cells), the best of each column in bold."""
-    shown = [["–"] * len(FIGURES) if figures is None else [f"{f:.2f}" for f in figures] for _, figures, *_ in rows]
-    competing = [cells for cells, (_, figures, competes, *_) in zip(shown, rows, strict=True) if competes and figures]
-    best = [max(column, key=float) for column in zip(*competing, strict=True)] or [""] * len(FIGURES)
-    return [
-        [name, *(f"**{c}**" if competes and c == top else c for c, top in zip(cells, best, strict=True)), *others]
-        for cells, (name, _, competes, *others) in zip(shown, rows, strict=True)
-    ]
+    competing = [figures for _, figures, competes, *_ in rows if competes and figures]
+    best = [f"{max(column):.2f}" for column in zip(*competing, strict=True)] or [""] * len(FIGURES)
+    table = []
+    for name, figures, competes, *others in rows:
+        cells = [f"{figure:.2f}" for figure in figures or ()] or ["–"] * len(FIGURES)
+        bold = [f"**{text}**" if competes and text == top else text for text, top in zip(cells, best, strict=True)]
+        table.append([name, *bold, *others])
+    return table
 
 
 def _section(records: list[Record], with_published: bool, reproduces: str | None) -> str:
@@ -112,23 +109,21 @@ def _section(records: list[Record], with_published: bool, reproduces: str | None
     is_official = first["blob_id"] == BLOB_IDS["KorSTS/sts-test.tsv"]
     published = PUBLISHED_ROWS if with_published and is_official else ()
     known_by = f"git blob {first['blob_id']}" if first["blob_id"] else f"hub commit {first['data_revision']}"
-    parts = [f"{cell(first['data'])}: {first['rows']:,} pairs, {known_by}; correlations times 100"]
     rows = [(r["label"], _figures(r), True, f"failed: {r['error']}" if r["error"] else "measured") for r in records]
     for row in published:
         note = f"; not the same text: {row.altered_text}" if row.altered_text else ""
         rows.append((row.model, row.figures, not row.altered_text, f"published, {row.source}{note}"))
-    parts.append(markdown(["model", *FIGURES, "source"], _in_bold(rows)))
     among = "all rows on the same text, measured and published" if published else "the rows"
     note = "" if published or not with_published else " Published rows are of the official KorSTS test file only."
     note = f" This is {first['note']}." if first["note"] else note
+    parts = [f"{cell(first['data'])}: {first['rows']:,} pairs, {known_by}; correlations times 100"]
+    parts.append(markdown(["model", *FIGURES, "source"], _in_bold(rows)))
     parts.append(f"Bold: best of the column among {among}.{note}")
-    advice = "if high scores mean different sentences, swap the ends of --scale, such as 1,0"
-    negative = [cell(record["label"]) for record in scored if record[RANKED_BY] < NEGATIVE]
-    parts += [f"- {label}: its {RANKED_BY} is negative; {advice}" for label in negative]
-    if is_official:
-        parts += _verdicts(scored, reproduces)
-    if bootstrapped := [record for record in scored if record.get("resamples")]:
-        parts += _intervals(bootstrapped, published)
+    advice = "is negative; if high scores mean different sentences, swap the ends of --scale, such as 1,0"
+    parts += [f"- {cell(r['label'])}: its {RANKED_BY} {advice}" for r in scored if r[RANKED_BY] < NEGATIVE]
+    parts += _verdicts(scored, reproduces) if is_official else []
+    bootstrapped = [record for record in scored if record.get("resamples")]
+    parts += _intervals(bootstrapped, published) if bootstrapped else []
     return "\n\n".join(parts)
 
 
@@ -143,13 +138,12 @@ def _verdicts(records: Sequence[Record], reproduces: str | None) -> list[str]:
         differences = [round(round(100 * record[f], 2) - p, 2) for f, p in zip(FIGURES, row.figures, strict=True)]
         rows.append([record["label"], *(f"{value:+.2f}" for value in differences)])
         count = sum(abs(value) <= REPRODUCED_WITHIN for value in differences)
-        verdict = "reproduced: all eight" if count == len(FIGURES) else f"NOT reproduced: {count} of eight"
+        verdict = "reproduced: all eight" if count == 8 else f"NOT reproduced: {count} of eight"
         lines.append(
             f"- {cell(record['label'])}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
             f"({row.source}); largest difference {max(map(abs, differences)):.2f}"
         )
-    table = ["Measured minus published:", markdown(["model", *FIGURES], rows), "\n".join(lines)]
-    return table if rows else []
+    return rows and ["Measured minus published:", markdown(["model", *FIGURES], rows), "\n".join(lines)]
 
 
 def _intervals(records: Sequence[Record], published: Sequence[PublishedRow]) -> list[str]:
@@ -192,13 +186,10 @@ def _intervals(records: Sequence[Record], published: Sequence[PublishedRow]) -> 
 
 def errors_table(count: int, label: str, cosine: np.ndarray, pairs: Pairs) -> str:
     """List the pairs whose ranks by the cosines of the row `label`, (pairs,), and by gold score differ most."""
-    low, high = pairs.scale
-    disagreement = rankdata(cosine) - rankdata(pairs.gold)
-    rows = [
-        [f"{low + (high - low) * pairs.gold[i]:.2f}", f"{cosine[i]:.4f}", f"{disagreement[i]:+.0f}"]
-        + [pairs.sentences1[i], pairs.sentences2[i]]
-        for i in np.argsort(-np.abs(disagreement), kind="stable")[:count]
-    ]
+    (low, high), rows, disagreement = pairs.scale, [], rankdata(cosine) - rankdata(pairs.gold)
+    for i in np.argsort(-np.abs(disagreement), kind="stable")[:count]:
+        numbers = [f"{low + (high - low) * pairs.gold[i]:.2f}", f"{cosine[i]:.4f}", f"{disagreement[i]:+.0f}"]
+        rows.append([*numbers, pairs.sentences1[i], pairs.sentences2[i]])
     header = [f"gold ({low:g}-{high:g})", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"]
     title = f"Pairs of {cell(pairs.name)} that {cell(label)} ranks most wrongly by cosine:"
     return f"{title}\n\n{markdown(header, rows, texts=('sentence1', 'sentence2'))}"

@@ -15,12 +15,7 @@ HANGUL_FONTS = ("NanumGothic", "NanumBarunGothic", "Noto Sans CJK KR", "Noto San
 
 
 def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> None:
-    """Draw one panel for each result: its pairs, the regression line of cosine on gold, and its eight figures.
-
-    Args:
-        path: the file, .png, .pdf or .svg.
-        results: records without error, each with its cosines, (pairs,), and the pairs.
-    """
+    """Draw one panel for each record with its cosines, (pairs,), and the pairs: points, regression line, figures."""
     os.environ["MPLBACKEND"] = "agg"  # with that of a notebook, which may not be installed here, matplotlib fails
     import matplotlib
     from matplotlib import font_manager
@@ -31,8 +26,7 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
     if not fonts and not all(name.isascii() for name in names):
         say("no Hangul font found, Hangul is drawn as ? (on Debian and Ubuntu: apt install fonts-nanum)")
         names = [name.encode("ascii", "replace").decode() for name in names]
-    columns = min(3, len(results))
-    rows = -(-len(results) // columns)
+    rows, columns = -(-len(results) // 3), min(3, len(results))
     # names are drawn as they are, `$` and `_` too
     with matplotlib.rc_context({"font.family": ["DejaVu Sans", *fonts], "text.parse_math": False}):
         figure = Figure((5 * columns, 4.5 * rows), layout="tight")
@@ -44,7 +38,7 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
             box = {"facecolor": "white", "edgecolor": "0.8", "alpha": 0.8}
             axes = figure.add_subplot(rows, columns, number, sharey=figure.axes[0] if figure.axes else None)
             axes.set(xlabel="gold score", ylabel="cosine similarity")
-            axes.set_title(name if len(name) <= 50 else "…" + name[-49:], fontsize=9)
+            axes.set_title(name[-50:], fontsize=9)
             axes.scatter(gold, cosine, s=6, alpha=0.35, linewidths=0)
             line = [intercept + slope * low, intercept + slope * high]
             axes.plot([low, high], line, color="tab:red", label=f"fit: {slope:.3f} gold + {intercept:.3f}")

@@ -113,14 +113,7 @@ def check_gold(gold: np.ndarray, path: object, scale: tuple[float, float] = (0, 
 class PairEvaluator:
     """Scores a model on sentence pairs, at full size and truncated to each of `dimensions`, from one encoding.
 
-    Args:
-        pairs: columns sentence1, sentence2 and score (0 to 1).
-        name: name of the pairs in the files of write_csv, such as sts-dev.
-        batch_size: sentences per batch.
-        dimensions: sizes to which the embeddings are truncated, too.
-
-    Raises:
-        InputError: all gold scores are the same.
+    `pairs` has columns sentence1, sentence2 and score (0 to 1); `name`, such as sts-dev, is part of the files' names.
     """
 
     def __init__(self, pairs: Dataset, name: str, batch_size: int = 64, dimensions: Sequence[int] = ()) -> None:

@@ -4,12 +4,10 @@ Every graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and
 [batch, sequence, hidden] and `sentence_embedding` [batch, dimensions]: what `SentenceTransformer.encode` returns.
 """
 
-import contextlib
 import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir
@@ -96,7 +94,8 @@ def export_model(
     attention_mask[1, 5:] = 0
     axes = {0: "batch", 1: "sequence"}
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # remarks of the exporter on itself
+            logging.disable(logging.WARNING)
             program = torch.onnx.export(
                 wrapper,
                 (input_ids, attention_mask),
@@ -111,6 +110,8 @@ def export_model(
         if is_out_of_memory(error):
             raise
         raise InputError(f"the model cannot be exported at opset {opset} ({one_line(error, 300)})") from error
+    finally:
+        logging.disable(logging.NOTSET)
     program.model.ir_version = OPSETS[opset]
     # every node has the stack trace of this machine's Python files
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
@@ -120,22 +121,14 @@ def export_model(
         onnx_ir.save(program.model, path, external_data=f"{path.name}_data" if size > max_file_bytes else None)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's remarks on itself (no torchvision, unfolded constants)."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def graph_files(path: Path) -> list[Path]:
     """Return the files of the graph at `path`: itself and, if there is any, its external data."""
     return [file for file in (path, path.with_name(f"{path.name}_data")) if file.exists()]
+
+
+def megabytes(path: Path) -> str:
+    """Return the size of a graph in MB."""
+    return f"{sum(file.stat().st_size for file in graph_files(path)) / 1e6:.1f}"
 
 
 def save_companions(model: SentenceTransformer, directory: Path) -> dict[str, str]:

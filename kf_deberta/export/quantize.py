@@ -19,13 +19,10 @@ from kf_deberta.export.graph import MAX_FILE_BYTES, graph_files
 
 
 def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write the float32 graph `source` with int8 weights; activations are quantized while the graph runs.
+    """Write the float32 graph `source`, one of export_model, with int8 weights to `path`.
 
-    Args:
-        source: a graph of export_model.
-        path: the new graph; weights of more than `max_file_bytes` are saved beside it.
-        reduce_range: weights of 7 bits. Without VNNI a processor adds two products of 8 bits in 16, which overflows.
-        max_file_bytes: the most that one file of the source may have.
+    `reduce_range`: weights of 7 bits. Without VNNI a processor adds two products of 8 bits in 16, which overflows.
+    Weights are saved beside the graph if the source has more than `max_file_bytes`.
     """
     external = sum(file.stat().st_size for file in graph_files(source)) > max_file_bytes
     original = onnx.load(source, load_external_data=False)
@@ -62,9 +59,9 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
     tokens, weights = set(), set()  # quantized already: query, key and value share their tokens
     nodes = []
     for node in graph.node:
-        options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        options = {attribute.name: attribute.i or attribute.f for attribute in node.attribute}
         transposed = options.pop("transB", 0)
-        plain = all(value == (0 if name == "transA" else 1) for name, value in options.items())
+        plain = all(value == (name != "transA") for name, value in options.items())
         constant = node.op_type in ("MatMul", "Gemm") and node.input[1] in tables and plain
         if not constant or len(tables[node.input[1]].dims) != 2:
             nodes.append(node)
@@ -139,24 +136,22 @@ def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
     """Replace the float table that `input_ids` indexes by int8 rows with a float32 scale each, in place."""
     tables = {tensor.name: tensor for tensor in graph.initializer}
     for index, node in enumerate(graph.node):
-        if node.op_type != "Gather" or node.input[1] != "input_ids" or node.input[0] not in tables:
+        name, output = node.input[0] if node.input else "", node.output[0]
+        uses = sum(name in other.input for other in graph.node)
+        if node.op_type != "Gather" or node.input[1] != "input_ids" or name not in tables or uses > 1:
             continue
-        name, output = node.input[0], node.output[0]
-        if sum(name in other.input for other in graph.node) > 1:
-            return
-        for suffix, values in zip(
-            ("int8", "scale"), _int8_rows(onnx.numpy_helper.to_array(tables[name]), 127), strict=True
-        ):
-            graph.initializer.append(onnx.numpy_helper.from_array(values, f"{name}_{suffix}"))
+        rows, scale = _int8_rows(onnx.numpy_helper.to_array(tables[name]), 127)
+        graph.initializer.append(onnx.numpy_helper.from_array(rows, f"{name}_int8"))
+        graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
         nodes = [
             _node("Gather", [f"{name}_int8", "input_ids"], f"{output}_int8"),
             _node("Cast", [f"{output}_int8"], f"{output}_rows", to=onnx.TensorProto.FLOAT),
             _node("Gather", [f"{name}_scale", "input_ids"], f"{output}_scale"),
             _node("Mul", [f"{output}_rows", f"{output}_scale"], output),
         ]
-        graph.node.remove(node)
-        for offset, new in enumerate(nodes):
-            graph.node.insert(index + offset, new)
+        nodes = [*graph.node[:index], *nodes, *graph.node[index + 1 :]]
+        del graph.node[:]
+        graph.node.extend(nodes)
         return
 
 

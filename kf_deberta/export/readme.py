@@ -9,6 +9,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from kf_deberta.evaluation.report import escape_markdown, markdown
 from kf_deberta.evaluation.scoring import FIGURES
+from kf_deberta.export.graph import megabytes
 
 TEMPLATE = Path(__file__).with_name("readme.md")
 KINDS = {
@@ -18,41 +19,22 @@ KINDS = {
 }
 
 
-def readme(
-    model: SentenceTransformer,
-    name: str,
-    graphs: dict[str, Path],
-    opset: int,
-    figures: dict[str, dict[str, float]],
-    data: str,
-) -> str:
-    """Return Markdown text for `graphs` (files by kind, see KINDS), exported from model `name`.
+def readme(model: SentenceTransformer, name: str, graphs: dict[str, Path], figures: dict[str, dict], data: str) -> str:
+    """Return Markdown text for existing `graphs` by kind (see KINDS), exported from model `name`.
 
-    Args:
-        model: what was exported; its modules decide what each client has to set.
-        name: hub name, or the name of a directory.
-        graphs: the graphs, which exist.
-        opset: of the graphs.
-        figures: those of check.score_graphs, or empty.
-        data: name of the pairs that they are of.
+    `figures` are those of check.score_graphs on `data`, or empty.
     """
     modules = list(model)[1:]
     poolings = [module.pooling_mode for module in modules if isinstance(module, Pooling)]
     plain = {type(module) for module in modules} <= {Pooling, Normalize} and poolings in (["mean"], ["cls"])
-    sizes = {
-        path.name: f"{sum(f.stat().st_size for f in path.parent.glob(f'{path.name}*')) / 1e6:.1f}"
-        for path in graphs.values()
-    }
     rows = [[file, *(f"{values[figure]:.2f}" for figure in FIGURES)] for file, values in figures.items()]
     environment = jinja2.Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"plain": escape_markdown, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         revision=model.revision,
-        graphs=[(path.name, KINDS[kind], sizes[path.name]) for kind, path in graphs.items()],
-        graph=graphs["float32"].name,
-        stem=graphs["float32"].stem,
-        opset=opset,
+        graphs=[(path.name, KINDS[kind], megabytes(path)) for kind, path in graphs.items()],
+        graph=graphs["float32"],
         max_seq_length=model.max_seq_length,
         hidden=model[0].get_embedding_dimension(),
         dimension=model.get_embedding_dimension(),

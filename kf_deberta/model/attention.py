@@ -9,11 +9,6 @@ projects all rows of the table (512 in kf-deberta-base), copies both projections
 token with every row and gathers. A sentence of L tokens has 2L - 1 distances, so here only their rows are projected,
 once for the batch, and the gather is a shifted view. The parts of a layer that work token by token leave out padding
 (`packing.py`). Parameters, their names and what `save_pretrained` writes stay as they are.
-
-    from kf_deberta.model.attention import use_fast_attention
-
-    model = SentenceTransformer("kakaobank/kf-deberta-base")
-    use_fast_attention(model)
 """
 
 import math
@@ -33,10 +28,8 @@ from kf_deberta.model.packing import TokenLayout, layout_of
 def use_fast_attention(model: nn.Module) -> int:
     """Switch every DebertaV2 encoder inside `model` to the fast path, in place; return the number switched.
 
-    `model` is a SentenceTransformer, a transformers model or any module. Outputs and gradients are the library's at
-    every real token, to rounding; at padded positions `last_hidden_state` is zero. A call for attention weights, or
-    with query states, relative positions or a 3-dimensional mask of its own, runs the library's code. Other encoders
-    are left alone.
+    Outputs and gradients are the library's at every real token, to rounding; at padded positions `last_hidden_state`
+    is zero. A call for attention weights, or with a 3-dimensional mask, runs the library's code.
     """
     encoders = [module for module in model.modules() if type(module) is DebertaV2Encoder]
     for encoder in encoders:

@@ -34,14 +34,13 @@ def load_model(
     *,
     revision: str | None = None,
     device: str | None = None,
-    dtype: torch.dtype = torch.float32,
     fast_attention: bool = True,
     max_seq_length: int | None = None,
     pooling: str | None = None,
     normalize: bool = False,
     prompt: str | None = None,
 ) -> SentenceTransformer:
-    """Load a hub name or a local directory as a SentenceTransformer, checked by trial sentences.
+    """Load a hub name or a local directory as a float32 SentenceTransformer, checked by trial sentences.
 
     Weights are read from safetensors if there are any, else from pytorch_model.bin (tensors only). No code of a model
     is run. The model's `revision` is the commit on the hub, None for a local directory.
@@ -50,9 +49,8 @@ def load_model(
         name_or_path: hub name such as `kakaobank/kf-deberta-base`, or a local directory.
         revision: commit, branch or tag of a hub model; None is main.
         device: torch device; None is the GPU if there is one.
-        dtype: dtype of the weights whatever the checkpoint's own; in float16 it would train badly.
-        fast_attention: use the faster attention of attention.py in DebertaV2 encoders, and oneDNN for large linear
-            layers if this processor gains from it; the same numbers to rounding.
+        fast_attention: use attention.py in DebertaV2 encoders, and oneDNN for large linear layers if this processor
+            gains from it; the same numbers to rounding.
         max_seq_length: maximum tokens per sentence; None is the model's own, limited by its positions.
         pooling: "mean" or "cls", for an encoder without modules.json; None is the library's choice, the mean.
         normalize: append a Normalize module (embeddings of length 1) unless the model ends with one.
@@ -65,7 +63,10 @@ def load_model(
     local = folder.is_dir()
     if local and revision is not None:
         raise InputError(f"--revision {revision}: {name_or_path} is a local directory; omit the flag")
-    _check_device(device)
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:
+        raise InputError(f"--device {device}: cannot be used here ({one_line(error)}); omit it") from error
     say(f"loading {name_or_path}")
     transformers.logging.disable_progress_bar()  # reading the weights takes a fraction of a second
     transformers.logging.set_verbosity_error()  # no table of missing weights: they are refused below
@@ -73,7 +74,8 @@ def load_model(
         if not local:
             folder = _download(name_or_path, revision)
         _check_files(folder)
-        options = {"dtype": dtype, "ignore_mismatched_sizes": True}  # refused below, too
+        # float32 whatever the file has: float16 would train badly; weights that do not fit are refused below
+        options = {"dtype": torch.float32, "ignore_mismatched_sizes": True}
         model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=options)
         model.revision = None if local else folder.name
         if not isinstance(model[0], StaticEmbedding):
@@ -109,18 +111,17 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 def describe(model: SentenceTransformer) -> str:
     """Return the settings that change embeddings and are not in the model's name: `mean pooling, prompt 'query: '`."""
-    prompt = default_prompt(model)
+    prompt = _default_prompt(model)
     return f"{pooling_of(model)} pooling" + (f", prompt {prompt!r}" if prompt else "")
 
 
-def default_prompt(model: SentenceTransformer) -> str:
-    """Return the text that `model.encode` puts before every sentence, often empty."""
+def _default_prompt(model: SentenceTransformer) -> str:
     return model.prompts.get(model.default_prompt_name or "") or ""
 
 
 def check_no_prompt(model: SentenceTransformer, name: str) -> None:
     """Raise InputError if the model puts a prompt before every sentence."""
-    if prompt := default_prompt(model):
+    if prompt := _default_prompt(model):
         remedy = "use another model, or set default_prompt_name to null in its config_sentence_transformers.json"
         raise InputError(f"{name}: it puts {prompt!r} before every sentence, which is not supported here; {remedy}")
 
@@ -139,25 +140,6 @@ def check_vocabulary(model: SentenceTransformer, sentences: Sequence[str], name:
         raise InputError(f"{found}; use a model for this language, with its own tokenizer files")
     if share > 0.03:
         say(f"{found}, so different words look alike to it")
-
-
-def usable_positions(model: SentenceTransformer) -> int | None:
-    """Return how many tokens the encoder takes, special ones included; None if nothing limits them."""
-    limit = getattr(model[0].config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:  # XLNet has -1
-        return None
-    for name, module in model[0].named_modules():
-        # RoBERTa's positions start after padding_idx
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return min(limit, module.num_embeddings) - module.padding_idx - 1
-    return limit
-
-
-def _check_device(device: str | None) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:
-        raise InputError(f"--device {device}: cannot be used here ({one_line(error)}); omit it") from error
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -180,15 +162,14 @@ def _download(name: str, revision: str | None) -> Path:
         with contextlib.suppress(Exception):
             return fetch(offline=True)
         place = f"{constants.ENDPOINT}/{repository}"
+        settings = ", ".join(["the network", *(key for key in os.environ if key.upper() in HUB_SETTINGS)])
+        problem = f"not cached, and cannot be downloaded ({one_line(error, 150)}); check {settings}"
         if isinstance(error, GatedRepoError):
             problem = f"gated; accept its terms at {place} and log in with hf auth login"
         elif isinstance(error, RepositoryNotFoundError | HFValidationError):
             problem = f"no such directory, and no such model at {place}; check the name (or hf auth login)"
         elif isinstance(error, RevisionNotFoundError):
             problem = f"no revision {revision}; give a branch, a tag or the 40 digits of a commit"
-        else:
-            checks = ", ".join(["the network", *(key for key in os.environ if key.upper() in HUB_SETTINGS)])
-            problem = f"not cached, and cannot be downloaded ({one_line(error, 150)}); check {checks}"
         raise InputError(problem) from error
 
 
@@ -248,7 +229,13 @@ def _check_encoder(model: SentenceTransformer, folder: Path) -> None:
 
 def _set_length(model: SentenceTransformer, length: int | None) -> None:
     """Truncate to `length` tokens; None is the model's own length as far as the encoder has positions."""
-    least, limit = model.tokenizer.num_special_tokens_to_add() + 1, usable_positions(model)
+    limit = getattr(model[0].config, "max_position_embeddings", 0)
+    limit = limit if limit > 0 else None  # XLNet has -1
+    for name, module in model[0].named_modules():
+        # RoBERTa's positions start after padding_idx
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = module.num_embeddings - module.padding_idx - 1
+    least = model.tokenizer.num_special_tokens_to_add() + 1
     source = "--max_seq_length" if length else "max_seq_length in its files:"
     length = length or min(filter(None, (model.max_seq_length, limit)), default=None)
     if length is not None and not least <= length <= (limit or length):

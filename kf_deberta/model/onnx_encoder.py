@@ -22,24 +22,18 @@ EXPORT_AGAIN = "export the model with bin/export_onnx.py"
 class OnnxEncoder:
     """A graph written by bin/export_onnx.py and the tokenizer.json beside it, or above it for a graph in `onnx/`.
 
-    Args:
-        path: the .onnx file.
-        device: "cpu" or "cuda"; None is CUDA if this onnxruntime offers it.
-        threads: threads of one operator; 0 leaves the number to onnxruntime.
-        prompt: text put before every sentence.
+    `device` is "cpu", "cuda", or None for CUDA if this onnxruntime offers it. `prompt` is put before every sentence.
 
     Raises:
-        InputError: a file is missing or unreadable, the tokenizer is not the graph's, or the graph does not give a
-            trial batch embeddings.
+        InputError: a file is missing or unreadable, the tokenizer is not the graph's, or a trial batch fails.
     """
 
-    def __init__(self, path: str | Path, *, device: str | None = None, threads: int = 0, prompt: str = "") -> None:
+    def __init__(self, path: str | Path, *, device: str | None = None, prompt: str = "") -> None:
         import onnxruntime
 
         self.path, self.prompt = Path(path), prompt
         # 1. The graph
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         options.log_severity_level = 4  # fatal errors only: other errors are raised
         providers = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
         offered = [name for name, provider in providers.items() if provider in onnxruntime.get_available_providers()]

@@ -92,16 +92,15 @@ def take_masks_from_host(model: nn.Module) -> None:
 
     Lengths are known there; asked of a GPU they cost a synchronization in every forward pass.
     """
-    model.register_forward_pre_hook(_move_mask)
 
+    def move_mask(model: nn.Module, inputs: tuple[dict[str, Tensor]]) -> None:
+        (features,) = inputs
+        mask = features.get("attention_mask")
+        if mask is not None and mask.device != model.device:  # static embeddings have none
+            features["attention_mask"] = moved = mask.to(model.device, non_blocking=True)
+            moved.token_layout = layout_of(mask, pack=True).to(model.device)
 
-def _move_mask(model: nn.Module, inputs: tuple[dict[str, Tensor]]) -> None:
-    (features,) = inputs
-    mask = features.get("attention_mask")
-    if mask is None or mask.device == model.device:  # static embeddings have none
-        return
-    features["attention_mask"] = moved = mask.to(model.device, non_blocking=True)
-    moved.token_layout = layout_of(mask, pack=True).to(model.device)
+    model.register_forward_pre_hook(move_mask)
 
 
 def layout_of(attention_mask: Tensor, *, pack: bool, groups: bool = True) -> TokenLayout:

@@ -1,7 +1,6 @@
-"""Endless, seeded streams of batches: the same rows for the same seed, whatever the epoch or the number of processes.
+"""Endless, seeded streams of batches: the same rows for the same seed, whatever the number of processes.
 
-A stream goes on across epochs, as in the published run: it is shuffled again at the end of a pass over the data, not
-at the end of an epoch.
+As in the published run, a stream is shuffled again at the end of a pass over the data, not at the end of an epoch.
 """
 
 from collections import deque
@@ -17,13 +16,7 @@ from kf_deberta.errors import InputError
 
 
 class ShuffledBatches:
-    """Row numbers in random order; every row once per pass, the last batch of a pass may be smaller.
-
-    Args:
-        rows: the data set.
-        batch_size: rows per batch.
-        seed: pass k is shuffled by (seed, k).
-    """
+    """Row numbers, each once per pass, in an order by (seed, number of the pass); the last batch may be smaller."""
 
     def __init__(self, rows: Dataset, batch_size: int, seed: int) -> None:
         self.size, self.batch_size, self.seed = len(rows), batch_size, seed
@@ -33,7 +26,6 @@ class ShuffledBatches:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield batches without end, from the first pass on."""
         for number in count():
             order = np.random.default_rng((self.seed, number)).permutation(self.size)
             for start in range(0, self.size, self.batch_size):
@@ -45,11 +37,6 @@ class TripletBatches:
 
     Texts are compared after strip and lower-casing, as in the published run. A triplet that clashes waits for a later
     batch; what cannot fill a batch at the end of a pass comes first in the next one, so that no triplet is left out.
-
-    Args:
-        rows: the triplets.
-        batch_size: triplets per batch.
-        seed: pass k is shuffled by (seed, k).
 
     Raises:
         InputError: there are fewer triplets, or fewer different ones, than a batch holds.
@@ -63,17 +50,13 @@ class TripletBatches:
         numbers = np.concatenate([chunk.indices.to_numpy() for chunk in texts.chunks])
         self.texts = numbers.reshape(len(columns), -1).T  # [triplets, 3], equal texts have equal numbers
         if next(self._one_pass(np.arange(self.size)), None) is None:
-            raise InputError(
-                f"KorNLI gives {self.size:,} triplets, too few different ones for a batch of {batch_size} without "
-                "duplicates; lower the NLI batch size"
-            )
+            problem = f"KorNLI gives {self.size:,} triplets, too few different ones for a batch of {batch_size}"
+            raise InputError(f"{problem} without duplicates; lower the NLI batch size")
 
     def __len__(self) -> int:
-        """Full batches per pass."""
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield batches without end, from the first pass on."""
         leftover = np.empty(0, dtype=np.int64)
         for number in count():
             order = np.random.default_rng((self.seed, number)).permutation(self.size)

@@ -3,8 +3,6 @@
 `checkpoint-<round>` is the directory of a model, with two more files: state.json and, in the two newest, moments.pt.
 """
 
-import json
-import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from kf_deberta.errors import is_out_of_memory, one_line, say, write_atomically
 from kf_deberta.model.load import load_model
 from kf_deberta.model.save import save_model
+from kf_deberta.training.resume import checkpoints, read_json, write_json
 from kf_deberta.training.run import Run
 
 MOMENTS, STATE = "moments.pt", "state.json"
@@ -25,21 +24,13 @@ KEPT = 2  # checkpoints that training can go on from
 
 @dataclass
 class State:
-    """Where a training is.
+    """Where a training is."""
 
-    Attributes:
-        round: the last complete one.
-        best_round: the one whose weights were best on dev; 0 before the first evaluation of trained weights.
-        best_score: its cosine Spearman on dev, -1..1.
-        log: a row for each evaluation, and one for every `logging_steps` rounds.
-        losses: by objective, of the rounds since the last such row.
-    """
-
-    round: int = 0
-    best_round: int = 0
-    best_score: float = -2.0
-    log: list[dict] = field(default_factory=list)
-    losses: dict[str, list[float]] = field(default_factory=dict)
+    round: int = 0  # the last complete one
+    best_round: int = 0  # whose weights were best on dev; 0 before the first evaluation of trained weights
+    best_score: float = -2.0  # its cosine Spearman on dev, -1..1
+    log: list[dict] = field(default_factory=list)  # a row for each evaluation, and for every `logging_steps` rounds
+    losses: dict[str, list[float]] = field(default_factory=dict)  # by objective, since the last row of the log
 
     @property
     def best_row(self) -> dict:
@@ -49,7 +40,10 @@ class State:
 
 def save_checkpoint(directory: Path, model: SentenceTransformer, parts: list, state: State, run: Run) -> None:
     """Write the checkpoint of this round on the first process; `parts` are the optimizers and schedules."""
-    random = gather_object([_random_states(model.device)])  # of all processes, in their order
+    states = [torch.get_rng_state()]
+    if model.device.type != "cpu":
+        states.append(torch.get_device_module(model.device).get_rng_state())
+    random = gather_object([states])  # of all processes, in their order
 
     def write() -> None:
         path = directory / f"checkpoint-{state.round}"
@@ -57,7 +51,7 @@ def save_checkpoint(directory: Path, model: SentenceTransformer, parts: list, st
         with write_atomically(path, remedy=f"free space, then go on with --resume {run.directory}") as temporary:
             save_model(model, temporary)
             torch.save({"parts": [part.state_dict() for part in parts], "random": random}, temporary / MOMENTS)
-            (temporary / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            write_json(temporary / STATE, asdict(state))
         _prune(directory, state.best_round, KEPT)
 
     run.on_first(write)
@@ -69,66 +63,41 @@ def load_checkpoint(directory: Path, model: SentenceTransformer, parts: list, ru
     The state is that of the end if this training is complete, and a new one if there is no checkpoint.
     """
     if (directory / TRAINED).exists():
-        return _read_state(directory / TRAINED)
-    for path in _checkpoints(directory):
-        if not (path / MOMENTS).exists():
-            continue
+        return State(**read_json(directory / TRAINED))
+    for path in [path for path in checkpoints(directory) if (path / MOMENTS).exists()]:
         say(f"resuming from {path}")
         try:
-            state = _read_state(path / STATE)
-            if state.best_round:
-                _read_state(directory / f"checkpoint-{state.best_round}" / STATE)
+            state = State(**read_json(path / STATE))
             saved = torch.load(path / MOMENTS, map_location="cpu", weights_only=True)
             model.load_state_dict(load_model(str(path), device="cpu").state_dict())
             for part, values in zip(parts, saved["parts"], strict=True):
                 part.load_state_dict(values)
+            cpu, *device = saved["random"][run.accelerator.process_index]
+            torch.set_rng_state(cpu)
+            for values in device:
+                torch.get_device_module(model.device).set_rng_state(values)
+            return state
         except Exception as error:  # every library raises its own types for a damaged file
             if is_out_of_memory(error):
                 raise
             say(f"{path}: cannot be loaded ({one_line(error)}); trying the one before")
-            run.on_first(lambda path=path: path.rename(path.with_name(f"{path.name}.damaged")))
-            continue
-        cpu, *device = saved["random"][run.accelerator.process_index]
-        torch.set_rng_state(cpu)
-        for values in device:
-            torch.get_device_module(model.device).set_rng_state(values)
-        return state
+            run.on_first(lambda path=path: path.rename(path.with_name(f".part-{path.name}")))
     return State()
 
 
 def load_best(directory: Path, model: SentenceTransformer, state: State, run: Run) -> None:
     """End a training: save its state, delete all checkpoints but the best, and load that one's weights."""
-
-    def end() -> None:
-        with write_atomically(directory / TRAINED) as path:
-            path.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        _prune(directory, state.best_round, 0)
-
-    run.on_first(end)
+    run.on_first(lambda: write_json(directory / TRAINED, asdict(state)))
+    run.on_first(lambda: _prune(directory, state.best_round, 0))
     best = load_model(str(directory / f"checkpoint-{state.best_round}"), device="cpu")
     model.load_state_dict(best.state_dict())
 
 
-def _random_states(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state()]
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints, newest first; others, such as checkpoint-2.bak, are the user's."""
-    found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-
-
-def _read_state(path: Path) -> State:
-    return State(**json.loads(path.read_text(encoding="utf-8")))
-
-
 def _prune(directory: Path, best_round: int, kept: int) -> None:
     """Delete all checkpoints but the newest `kept` and what they need: models that were the best at their time."""
-    newest = _checkpoints(directory)[:kept]
-    needed = {best_round, *(_read_state(path / STATE).best_round for path in newest)}
-    for path in _checkpoints(directory)[kept:]:
+    newest, older = checkpoints(directory)[:kept], checkpoints(directory)[kept:]
+    rounds = [best_round, *(read_json(path / STATE)["best_round"] for path in newest)]
+    for path in older:
         (path / MOMENTS).unlink(missing_ok=True)
-        if int(path.name.partition("-")[2]) not in needed:
+        if path.name not in [f"checkpoint-{number}" for number in rounds]:
             shutil.rmtree(path)

@@ -36,42 +36,21 @@ SELECTED_BY = "cosine_spearman"  # on dev; the figure that the published table r
 
 @dataclass
 class Objective:
-    """What is trained on what.
+    """What is trained on what."""
 
-    Attributes:
-        name: such as `nli`; names its columns of the log.
-        rows: columns of texts and, behind them, `score` or `label` if the loss needs one.
-        batches: row numbers of each batch, without end; the length is that of one pass.
-        loss: one of the library's, on the model that is trained.
-        whole: every process takes whole batches, because the loss compares all rows of a batch with each other.
-    """
-
-    name: str
-    rows: Dataset
-    batches: ShuffledBatches | TripletBatches
-    loss: nn.Module
-    whole: bool = False
+    name: str  # such as nli; names its columns of the log
+    rows: Dataset  # columns of texts and, behind them, `score` or `label` if the loss needs one
+    batches: ShuffledBatches | TripletBatches  # row numbers of each batch, without end; the length is that of one pass
+    loss: nn.Module  # one of the library's, on the model that is trained
+    whole: bool = False  # every process takes whole batches, because the loss compares all rows with each other
     unread: list[tuple] = field(default_factory=list, init=False)  # steps that the device may still be busy with
 
 
-def train(
-    model: SentenceTransformer,
-    objectives: list[Objective],
-    dev: PairEvaluator,
-    directory: Path,
-    args: Namespace,
-    run: Run,
-) -> State:
+def train(model, objectives: list[Objective], dev: PairEvaluator, directory: Path, args: Namespace, run: Run) -> State:
     """Train `model`, or go on from the newest checkpoint, and give it the weights that were best on dev.
 
-    Args:
-        model: what the losses refer to.
-        objectives: in the order of their turns.
-        dev: scores the model every `eval_steps` rounds of an epoch and at its end.
-        directory: of checkpoints and `eval/*.csv`.
-        args: num_epochs, max_rounds, learning_rate, lr_scheduler_type, warmup_steps, weight_decay, max_grad_norm,
-            eval_steps, logging_steps, save_steps, seed, bf16 and dataloader_num_workers of a training script.
-        run: the processes, and where to log.
+    The objectives take turns in their order. The model is scored on `dev` every `eval_steps` rounds of an epoch and at
+    its end. `directory` gets checkpoints and eval/*.csv; `args` are the flags of a training script.
 
     Raises:
         InputError: a loss or gradient is not finite, or the warm-up does not end before the last round.
@@ -100,19 +79,17 @@ def train(
         objective.stream = _batches(objective, model, state.round, args.dataloader_num_workers, run)
     seen = [f"{min(epoch * o.batches.batch_size, len(o.rows)):,} of {len(o.rows):,} {o.name} rows" for o in objectives]
     run.print(f"{rounds:,} rounds; an epoch is {epoch:,} rounds: {' and '.join(seen)}")
-    evaluate = partial(_evaluate, model, dev, directory, state, epoch, run)
     bar = tqdm(total=rounds, initial=state.round, unit="round", disable=not run.first)
 
     # 3. Rounds
     with bfloat16_forward(model, args.bf16), _signals() as received, bar:
         if not state.round:
-            evaluate()
+            _evaluate(model, dev, directory, state, epoch, run)
         for number in range(state.round + 1, rounds + 1):
             model.train()
             for objective in objectives:
-                objective.unread.append(
-                    (number, step(model, objective, next(objective.stream), args.max_grad_norm, run))
-                )
+                result = step(model, objective, next(objective.stream), args.max_grad_norm, run)
+                objective.unread.append((number, result))
             stopped = run.largest(received[0] if received else 0)
             evaluates = number % epoch % args.eval_steps == 0 or number == rounds
             saves = evaluates or stopped or (args.save_steps and number % args.save_steps == 0)
@@ -123,7 +100,7 @@ def train(
             if logs:
                 bar.set_postfix_str(_log(objectives, state, run), refresh=False)
             if evaluates:
-                evaluate()
+                _evaluate(model, dev, directory, state, epoch, run)
             if saves:
                 save_checkpoint(directory, model, parts, state, run)
             if stopped:
@@ -201,13 +178,10 @@ def _read(objectives: list[Objective], state: State, run: Run, last: int) -> Non
             loss, objective.norm = result.tolist()
             if not math.isfinite(loss + objective.norm):
                 rows = next(islice(objective.batches, number - 1, None))
-                texts = [value for value in objective.rows[rows[0]].values() if isinstance(value, str)]
-                what = "gradient" if math.isfinite(loss) else "loss"
-                raise InputError(
-                    f"non-finite {what} of {objective.name} in round {number}, "
-                    f"rows {rows} (from 0; the first: {' | '.join(texts)[:80]}); lower --learning_rate or look at "
-                    f"these rows; the last checkpoint in {run.directory} is from before"
-                )
+                what = f"{'gradient' if math.isfinite(loss) else 'loss'} of {objective.name} in round {number}"
+                first = " | ".join(map(str, objective.rows[rows[0]].values()))[:80]
+                remedy = f"lower --learning_rate or look at these rows; checkpoints in {run.directory} are older"
+                raise InputError(f"non-finite {what}, rows {rows} (from 0; the first: {first}); {remedy}")
             state.losses.setdefault(objective.name, []).append(loss)
 
 
@@ -224,18 +198,14 @@ def _log(objectives: list[Objective], state: State, run: Run) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in row.items() if name.endswith("_loss"))
 
 
-def _evaluate(
-    model: SentenceTransformer, dev: PairEvaluator, directory: Path, state: State, epoch: int, run: Run
-) -> None:
+def _evaluate(model, dev: PairEvaluator, directory: Path, state: State, epoch: int, run: Run) -> None:
     """Score the model on dev, on the first process, and note whether it is the best so far."""
     figures = run.on_first(lambda: dev(model))
     state.log.append({"round": state.round, "epoch": state.round / epoch} | figures)
     run.accelerator.log({f"{dev.name}_{name}": value for name, value in figures.items()}, step=state.round)
-    note = "before training"
-    if state.round:
-        if figures[SELECTED_BY] > state.best_score:
-            state.best_round, state.best_score = state.round, figures[SELECTED_BY]
-        note = f"best so far {100 * state.best_score:.2f}"
+    if state.round and figures[SELECTED_BY] > state.best_score:
+        state.best_round, state.best_score = state.round, figures[SELECTED_BY]
+    note = f"best so far {100 * state.best_score:.2f}" if state.round else "before training"
     run.print(f"round {state.round:,}: {dev.name} cosine Spearman {100 * figures[SELECTED_BY]:.2f}, {note}")
     rows = [row | {"steps": row["round"]} for row in state.log if SELECTED_BY in row]
     run.on_first(lambda: dev.write_csv(directory / "eval", rows))
@@ -269,9 +239,8 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {
-        number: signal.signal(number, receive) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
-    }
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # not so under nohup
+    before = {number: signal.signal(number, receive) for number in heard}
     try:
         yield received
     finally:

@@ -3,32 +3,23 @@
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
 from kf_deberta.data.official import git_blob_id
-from kf_deberta.errors import InputError, check_writable, say
+from kf_deberta.errors import InputError, check_writable, say, write_atomically
 
 STARTED, FINISHED = "args.json", "results.json"  # files of a run: from its start on, and once it is complete
 # flags that may differ on --resume: they do not change the result, or only its rounding; data are compared by content
-FREE = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "eval_batch_size", "dataset_path"}
-FREE |= {
-    "download",
-    "dataloader_num_workers",
-    "report_to",
-    "run_name",
-    "nli_mini_batch_size",
-    "gradient_checkpointing",
-}
+FREE = {"output_dir", "output_prefix", "resume", "save_steps", "logging_steps", "report_to", "run_name", "download"}
+FREE |= {"dataset_path", "dataloader_num_workers", "eval_batch_size", "nli_mini_batch_size", "gradient_checkpointing"}
 
 
 def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line; with --resume, flags that are not given are those that the run was started with.
 
-    Returns:
-        The flags, with local paths made absolute and --resume as the run's directory.
+    In what is returned, local paths are absolute, and --resume is the run's directory.
 
     Raises:
         InputError: there is no such run, or a given flag would change its result.
@@ -37,68 +28,29 @@ def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     args = _absolute(parser.parse_args())
     if args.resume and os.environ.get("RANK", "0") == "0":  # other processes get the flags of the first later
         directory = _find_run(args, Path(parser.prog).name)
-        facts = json.loads((directory / STARTED).read_text(encoding="utf-8"))
-        parser.set_defaults(**facts["args"])
+        facts = read_json(directory / STARTED)
+        started = facts["args"]
+        parser.set_defaults(**started)
         args = _absolute(parser.parse_args())
         for name, value in plain(args).items():
-            if name not in FREE and value != (old := facts["args"].get(name, parser.get_default(name))):
-                raise InputError(
-                    f"{directory}: --{name} was {old}, not {value}; a run keeps the flags it was started with"
-                )
+            if name not in FREE and value != (was := started.get(name, value)):
+                raise InputError(f"{directory}: --{name} was {was}, not {value}; a run keeps the flags of its start")
         if (directory / FINISHED).exists():
             clean(directory)
-            if args.dataset_path.exists():
-                files = [args.dataset_path / name for name in facts["data"]]
-                check_data(directory, facts["data"], files, args.dataset_path)
+            files = {args.dataset_path / name: blob for name, blob in facts["data"].items()}
+            if changed := [path for path, blob in files.items() if path.is_file() and git_blob_id(path) != blob]:
+                raise InputError(f"{changed[0]}: not as it was when {directory} was started; start a new run")
             print(f"{directory}: this run is finished; start a new one without --resume")
             sys.exit(0)
         args.resume, args.revision = str(directory), facts["base_revision"] or args.revision  # main may have moved
-    check_writable(Path(args.resume) if args.resume else args.output_dir)
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1" and "MASTER_ADDR" not in os.environ:
-        raise InputError(
-            f"WORLD_SIZE is {world}, but MASTER_ADDR is not set; start with torchrun, or unset WORLD_SIZE"
-        )
-    say(
-        "loading libraries"
-        + (f", then meeting {world} processes at {os.environ['MASTER_ADDR']}" if world != "1" else "")
-    )
+    check_writable(Path(args.resume or args.output_dir))
+    world, meeting = os.environ.get("WORLD_SIZE", "1"), ""
+    if world != "1":
+        if "MASTER_ADDR" not in os.environ:
+            raise InputError(f"WORLD_SIZE is {world}, but MASTER_ADDR is not set; start with torchrun, or unset it")
+        meeting = f", then meeting {world} processes at {os.environ['MASTER_ADDR']}"
+    say(f"loading libraries{meeting}")
     return args
-
-
-def leftovers(directory: Path) -> list[Path]:
-    """Return what only an unfinished run needs, and what a killed process left."""
-    found = [path for path in directory.rglob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+(.damaged)?", path.name)]
-    return [*found, *directory.rglob(".part-*"), *directory.glob(".lock")]
-
-
-def clean(directory: Path) -> None:
-    """Delete the leftovers of a finished run."""
-    for path in leftovers(directory):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def plain(args: argparse.Namespace) -> dict:
-    """Return the flags as JSON has them."""
-    return json.loads(json.dumps(vars(args), default=str))
-
-
-def check_data(directory: Path, started: dict[str, str], files: list[Path], root: Path) -> dict[str, str]:
-    """Return the git blob ids of data files, by their path below `root`.
-
-    Raises:
-        InputError: they are not those that the run in `directory` was started with.
-    """
-    found = {path.relative_to(root).as_posix(): git_blob_id(path) for path in files if path.is_file()}
-    for name in sorted(started.keys() | found.keys() if started else ()):
-        if started.get(name) != found.get(name):
-            raise InputError(
-                f"{root / name}: not as it was when {directory} was started; restore it, or start a new run"
-            )
-    return found
 
 
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:
@@ -113,14 +65,50 @@ def _find_run(args: argparse.Namespace, script: str) -> Path:
     """Return the directory that --resume means: the given one, or the newest unfinished run of this script."""
     if args.resume != "newest":
         file = Path(args.resume).absolute() / STARTED
-        started = json.loads(file.read_text(encoding="utf-8"))["script"] if file.is_file() else None
+        started = read_json(file)["script"] if file.is_file() else None
         if started != script:
             problem = f"a run of {started}" if started else f"no {STARTED} in it"
             raise InputError(f"{file.parent}: {problem}; give the directory of a run of {script}")
         return file.parent
     found = args.output_dir.absolute().glob(f"*/{STARTED}")
     for file in sorted(found, key=lambda file: file.parent.name[-19:], reverse=True):
-        finished = file.with_name(FINISHED).exists() and not leftovers(file.parent)
-        if not finished and json.loads(file.read_text(encoding="utf-8"))["script"] == script:
+        finished = file.with_name(FINISHED).exists() and not _leftovers(file.parent)
+        if not finished and read_json(file)["script"] == script:
             return file.parent
     raise InputError(f"{args.output_dir}: no unfinished run of {script}; start one without --resume")
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Return all checkpoints below `directory`, newest first; others, such as checkpoint-2.bak, are the user's."""
+    found = [path for path in directory.rglob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def _leftovers(directory: Path) -> list[Path]:
+    """Return what only an unfinished run needs, and what a killed process left."""
+    return [*checkpoints(directory), *directory.rglob(".part-*"), *directory.glob(".lock")]
+
+
+def clean(directory: Path) -> None:
+    """Delete the leftovers of a finished run."""
+    for path in _leftovers(directory):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def plain(args: argparse.Namespace) -> dict:
+    """Return the flags as JSON has them."""
+    return json.loads(json.dumps(vars(args), default=str))
+
+
+def read_json(path: Path) -> dict:
+    """Read a file that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, facts: dict) -> None:
+    """Write a file that is there whole, or not at all."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

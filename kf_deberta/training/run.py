@@ -1,7 +1,7 @@
 """A training run: its processes, its directory, its checkpoints, and what it leaves when it is finished."""
 
 import argparse
-import json
+import contextlib
 import os
 import platform
 import shlex
@@ -24,27 +24,22 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm import tqdm
 
-from kf_deberta.errors import InputError, one_line, say, write_atomically, writing
+from kf_deberta.data.official import git_blob_id
+from kf_deberta.errors import InputError, one_line, say, writing
 from kf_deberta.evaluation.scoring import PairEvaluator
 from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.card import stage_rows, write_card
 from kf_deberta.training.curves import draw_training_curves
-from kf_deberta.training.resume import FINISHED, STARTED, check_data, clean, plain
+from kf_deberta.training.resume import FINISHED, STARTED, clean, plain, read_json, write_json
 
 LIBRARIES = ("sentence-transformers", "torch", "transformers", "datasets", "tokenizers", "numpy")
 BIN = Path(__file__).resolve().parents[2] / "bin"
 
 
 class Run:
-    """The processes of a training run, and its directory.
-
-    Attributes:
-        first: whether this is the first process, or the only one.
-        world: number of processes.
-        directory: created with the run.
-        facts: what args.json holds, once `begin` has written or read it.
+    """The processes of a training run, `world` many, and its directory, which is created with the run.
 
     Raises:
         InputError: the machine cannot do what a flag asks for, or a batch cannot be shared equally.
@@ -61,16 +56,9 @@ class Run:
         for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
             if (size := vars(args).get(name, 0)) % self.world:
                 raise InputError(f"--{name} {size}: not divisible by {self.world} processes; batch sizes are totals")
-        self.args, self.facts = args, {}
-        self.directory = self.on_first(lambda: Path(args.resume) if args.resume else _new_directory(args))
-        if self.first:
-            weakref.finalize(self, _remove_if_unused, self.directory)
-            self.lock = FileLock(self.directory / ".lock")
-        self.on_first(self._lock)
+        self.args, self.directory = args, self.on_first(lambda: self._open_directory(args))
         # 2. What may fail on this machine fails now, not after the data are loaded
         if args.tf32:
-            if not torch.cuda.is_available():
-                raise InputError("--tf32: needs an NVIDIA GPU; remove it")
             torch.set_float32_matmul_precision("high")
         if cpu:
             keep_freed_memory()
@@ -84,6 +72,16 @@ class Run:
         except Exception as error:  # compilers and trackers raise types of their own
             flags = " ".join(f"--{name}" for name in ("torch_compile", "report_to") if vars(args)[name])
             raise InputError(f"{flags}: {one_line(error)}; remove the flag, or install what is missing") from error
+
+    def _open_directory(self, args: argparse.Namespace) -> Path:
+        directory = Path(args.resume) if args.resume else _new_directory(args)
+        weakref.finalize(self, _remove_if_unused, directory)
+        self.lock = FileLock(directory / ".lock")
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(f"{directory}: still running in another process; stop that first") from error
+        return directory
 
     # Processes
     def on_first(self, function: Callable[[], Any]) -> Any:
@@ -114,72 +112,52 @@ class Run:
 
     def largest(self, number: int) -> int:
         """Return the largest of all processes' numbers."""
-        if self.world == 1:
+        if self.world == 1:  # a GPU is not waited for
             return number
-        tensor = torch.tensor(number, device=self.accelerator.device)
-        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-        return int(tensor)
+        return int(self.accelerator.gather(torch.tensor(number, device=self.accelerator.device)).max())
 
     # The run
     def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> None:
         """Score the untrained model on test and save what the run starts with; on --resume, check that it is the same.
 
-        Args:
-            model: the base.
-            test: gives the baseline.
-            files: the data files that are read.
-
         Raises:
-            InputError: other data, or another number of processes, than the run was started with.
+            InputError: other data files, or another number of processes, than the run was started with.
         """
-        self.facts = self.on_first(
-            lambda: self._read_facts(files) if self.args.resume else self._write_facts(model, test, files)
-        )
+        self.facts = self.on_first(lambda: self._start(model, test, files))
         untrained = self.facts["baseline"]["cosine_spearman"]
         self.print(f"before training: {test.name} cosine Spearman {100 * untrained:.2f}")
 
-    def _write_facts(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
+    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
+        """Write what args.json holds and return it, or read and check it on --resume."""
+        root = self.args.dataset_path
+        data = {path.relative_to(root).as_posix(): git_blob_id(path) for path in files}
+        if self.args.resume:
+            facts = read_json(self.directory / STARTED)
+            if changed := {name for name, _ in data.items() ^ facts["data"].items()}:
+                raise InputError(f"{root / min(changed)}: not as it was when {self.directory} was started; restore it")
+            if (before := facts["processes"]) != self.world:
+                raise InputError(f"{self.directory}: started with {before} processes, not {self.world}; use as many")
+            return facts
         say(f"scoring the untrained model on {test.name}, {len(test.gold):,} pairs")
         base = Path(self.args.model_name_or_path)
         facts = {"script": Path(sys.argv[0]).name, "args": plain(self.args), "processes": self.world}
-        facts |= {"libraries": _libraries(), "data": check_data(self.directory, {}, files, self.args.dataset_path)}
+        facts["libraries"] = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+        facts |= {"data": data, "trained_on": {name: blob for name, blob in data.items() if "train" in name}}
         facts |= {"base": base.name if base.is_dir() else str(base), "base_on_hub": not base.is_dir()}
         facts |= {"base_revision": model.revision}
-        facts |= {"trained_on": {name: blob for name, blob in facts["data"].items() if "train" in name}}
         if (base / STARTED).is_file():  # a run of ours: the card names what that one began with
-            before = json.loads((base / STARTED).read_text(encoding="utf-8"))
+            before = read_json(base / STARTED)
             facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
             facts["trained_on"] = before["trained_on"] | facts["trained_on"]
         facts |= {"test_pairs": len(test.gold), "baseline": test(model)}
-        _write_json(self.directory / STARTED, facts)
+        write_json(self.directory / STARTED, facts)
         return facts
 
-    def _read_facts(self, files: list[Path]) -> dict:
-        facts = json.loads((self.directory / STARTED).read_text(encoding="utf-8"))
-        check_data(self.directory, facts["data"], files, self.args.dataset_path)
-        if facts["processes"] != self.world:
-            raise InputError(
-                f"{self.directory}: started with {facts['processes']} processes, not {self.world}; use as many"
-            )
-        if facts["libraries"] != _libraries():
-            say("note: other library versions than at the start of this run, so figures may differ by rounding")
-        return facts
-
-    def finish(
-        self,
-        model: SentenceTransformer,
-        test: PairEvaluator,
-        stages: dict[str, tuple],
-        kept: str = "",
-        dev: dict[str, float] | None = None,
-    ) -> None:
+    def finish(self, model, test: PairEvaluator, stages: dict[str, tuple], kept: str = "", dev: dict = None) -> None:
         """Save the model, score it on test as it loads from disk, and write card, curves and results.json.
 
-        Args:
-            model: with the weights to keep.
-            test: gives the final figures.
-            stages: by their names ("" for the only one), the objectives of each, its state at the end and its flags.
-            kept: what `model` is, and `dev`, its figures; by default those of the last stage's best round.
+        `stages` are, by their names ("" for the only one), the objectives of each, its state at the end and its flags;
+        `kept` says what the model is and `dev` are its figures, by default those of the last stage's best round.
         """
         self.on_first(lambda: self._finish(model, test, stages, kept, dev))
         self.accelerator.end_training()
@@ -195,31 +173,29 @@ class Run:
         say(f"scoring the final model on {test.name}, {len(test.gold):,} pairs")
         figures = test(final)
         # 2. What the run leaves
-        *_, (_, state, _) = stages.values()
-        dev = dev or state.best_row
+        logs = {name: state.log for name, (_, state, _) in stages.items()}
+        if not kept:
+            *_, (_, state, _) = stages.values()
+            kept, dev = f"round {state.best_round:,}", state.best_row
         test.write_csv(self.directory, [{"epoch": dev["epoch"], "steps": dev["round"]} | figures])
-        facts = self.facts | {"test": figures, "dev": dev, "kept": kept or f"round {state.best_round:,}"}
+        facts = self.facts | {"test": figures, "dev": dev, "kept": kept}
         facts["stages"] = [row for name, stage in stages.items() for row in stage_rows(name, *stage)]
         write_card(final, facts, self.directory)
-        draw_training_curves(
-            {name: state.log for name, (_, state, _) in stages.items()}, facts, self.directory / "training_curves.png"
-        )
-        _write_json(self.directory / FINISHED, facts)
+        draw_training_curves(logs, facts, self.directory / "training_curves.png")
+        write_json(self.directory / FINISHED, facts)
         clean(self.directory)
         # 3. Summary
         self.print(f"\n{test.name} x100 (before -> after training)")
         for name, value in figures.items():
             self.print(f"  {name:<24} {100 * facts['baseline'][name]:6.2f} -> {100 * value:6.2f}")
-        untrained = next(iter(stages.values()))[1].log[0]["cosine_spearman"]
-        if dev["cosine_spearman"] <= untrained:
-            self.print(f"note: on dev no evaluation was better than the untrained model ({100 * untrained:.2f})")
-        self.print(f"best on dev: {facts['kept']}, cosine Spearman {100 * dev['cosine_spearman']:.2f}")
-        folder, data = _short(self.directory), self.args.dataset_path / "KorSTS"
-        flags = shlex.join(["--model_name_or_path", folder, "--sts_dataset_path", str(data)])
-        self.print(f"model:     {folder}")
-        self.print(f"benchmark: python {shlex.quote(_short(BIN / 'benchmark.py'))} {flags}")
-        self.print(f"export:    python {shlex.quote(_short(BIN / 'export_onnx.py'))} {flags} --quantize")
-        self.print(f"upload:    hf upload OWNER/MODEL {shlex.quote(folder)} --exclude {STARTED} --exclude {FINISHED}")
+        before, best = (100 * row["cosine_spearman"] for row in (next(iter(logs.values()))[0], dev))
+        self.print(f"best on dev: {kept}, cosine Spearman {best:.2f}, before training {before:.2f}")
+        folder, data = shlex.quote(str(self.directory)), shlex.quote(str(self.args.dataset_path / "KorSTS"))
+        flags = f"--model_name_or_path {folder} --sts_dataset_path {data}"
+        self.print(f"model:     {self.directory}")
+        self.print(f"benchmark: python {shlex.quote(str(BIN / 'benchmark.py'))} {flags}")
+        self.print(f"export:    python {shlex.quote(str(BIN / 'export_onnx.py'))} {flags} --quantize")
+        self.print(f"upload:    hf upload OWNER/MODEL {folder} --exclude {STARTED} --exclude {FINISHED}")
 
     def print(self, text: str) -> None:
         """Print a line to stdout, above the progress bar, on the first process only."""
@@ -229,28 +205,20 @@ class Run:
 
     def stop(self, number: int) -> None:
         """Exit after signal `number`, and say how to go on."""
-        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        launcher = ["python"] if self.world == 1 else ["torchrun", "--nproc_per_node", processes]
-        self.print(f"stopped; to go on:\n  {shlex.join([*launcher, sys.argv[0], '--resume', str(self.directory)])}")
+        launcher = f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}" if self.world > 1 else "python"
+        self.print(f"stopped; to go on:\n  {launcher} {shlex.join([sys.argv[0], '--resume', str(self.directory)])}")
         sys.exit(128 + number)
-
-    def _lock(self) -> None:
-        try:
-            self.lock.acquire(blocking=False)
-        except Timeout as error:
-            raise InputError(f"{self.directory}: still running in another process; stop that first") from error
 
 
 def _new_directory(args: argparse.Namespace) -> Path:
     base = Path(args.model_name_or_path)
-    name = base.name if base.is_dir() else args.model_name_or_path.replace("/", "-")
+    name = base.name if base.is_dir() else str(base).replace("/", "-")
     while True:
         directory = args.output_dir.absolute() / f"{args.output_prefix}{name}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        try:
+        with contextlib.suppress(FileExistsError):  # another run of the same second
             directory.mkdir(parents=True)
             return directory
-        except FileExistsError:  # another run of the same second
-            time.sleep(0.2)
+        time.sleep(0.2)
 
 
 def _remove_if_unused(directory: Path) -> None:
@@ -259,22 +227,11 @@ def _remove_if_unused(directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _short(path: Path) -> str:
-    """Return the path as the user would type it from the current directory."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _write_json(path: Path, facts: dict) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransformer:
-    """Load the base encoder with mean pooling, in float32, as the flags say; `sentences` try its vocabulary.
+    """Load the base encoder with mean pooling, in float32, as the flags say.
 
     Raises:
-        InputError: it cannot be loaded, has a default prompt, knows less than half of the sentences' tokens, or has
-            fewer dimensions than --matryoshka_dims.
+        InputError: it cannot be loaded, has a default prompt, too few dimensions, or does not know these sentences.
     """
     name = args.model_name_or_path
     model = load_model(name, revision=args.revision, max_seq_length=args.max_seq_length, normalize=args.normalize)
@@ -288,7 +245,3 @@ def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransfo
         model[0].model.compile(dynamic=True)
     say(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {describe(model)}, {model.device}")
     return model
-
-
-def _libraries() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
