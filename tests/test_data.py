@@ -55,13 +55,14 @@ BAD = [  # name, loader, content, line, what the message says
     ("nli-no-sentence-with-both", load_nli, NLI + ROW + "a\tb\tcontradiction\n", None, "no triplet"),
     ("nli-unknown-label", load_nli, NLI + ROW + "a\tb\tmaybe\n", 3, "unknown label 'maybe', must be entailment"),
     ("nli-sts-file", load_nli, STS + PAIR, 1, "no column gold_label"),
+    ("text-not-utf8", read_sentences, b"a\n\xff\xfe\n", 2, "not UTF-8"),
+    ("text-blank", read_sentences, "\n \n", None, "no sentence in it"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("load", "content", "line", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
-)
-def test_bad_file_is_refused_with_file_line_and_remedy(tmp_path, load, content, line, says):
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case[0])
+def test_bad_file_is_refused_with_file_line_and_remedy(tmp_path, case):
+    _, load, content, line, says = case
     path = tmp_path / "데이터 파일.tsv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as error:
@@ -69,51 +70,29 @@ def test_bad_file_is_refused_with_file_line_and_remedy(tmp_path, load, content, 
     (message,) = str(error.value).splitlines()
     assert message.startswith(f"{path}: " if line is None else f"{path}:{line}: ")
     assert says in message
-    assert any(remedy in message for remedy in ("; give ", "; save ", "; correct or remove"))
+    assert any(remedy in message for remedy in ("; give ", "; save ", "; write ", "; correct or remove"))
     assert len(message) < 300 + len(str(path)) and message.isprintable()
 
 
 # KorSTS
 
-PAIRS = [("비가 온다.", "비가 내린다.", "4.8"), ("주가가 올랐다.", "금리가 내렸다.", "0.600"), ("같다", "같다", "5")]
+TEXTS = ['"따옴표로 "가', "한\r에 CR\r", "\u2028행", "가\x0b\x1c\x85나", " 앞뒤 ", "\ufeffBOM", "N/A"]
+PAIRS = [(text, f"{text}와 {text}", "4.8") for text in [*TEXTS, "긴 " * 10**6]]
+LAYOUTS = {
+    "plain": STS + "".join("\t".join(row) + "\n" for row in PAIRS),
+    "bom-crlf-blank-lines-no-final-newline": "\ufeff" + "\r\n\r\n".join([STS.strip(), *map("\t".join, PAIRS)]),
+    "another-order": "score\tsentence1\tsentence2\tid\n" + "".join(f"{c}\t{a}\t{b}\t\n" for a, b, c in PAIRS),
+}
 
 
-def sts_lines(rows=PAIRS, header="sentence1\tsentence2\tscore"):
-    return [header, *("\t".join(row) for row in rows)]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\n".join(sts_lines()) + "\n",
-        "\ufeff" + "\r\n\r\n".join(sts_lines()),
-        "\n".join(sts_lines([(c, "x", a, "", b) for a, b, c in PAIRS], "score\tgenre\tsentence1\tid\tsentence2")),
-    ],
-    ids=["plain", "bom-crlf-blank-lines-no-final-newline", "extra-columns-and-another-order"],
-)
-def test_layouts_load_to_the_same_rows(tmp_path, text, capsys):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_load_to_the_same_rows_with_texts_as_they_are(tmp_path, layout, capsys):
     path = tmp_path / "pairs.tsv"
-    path.write_bytes(text.encode())
+    path.write_bytes(LAYOUTS[layout].encode())
     data = load_kor_sts(path)
     assert data.column_names == ["sentence1", "sentence2", "score"]
     assert rows_of(data) == [(a, b, float(score) / 5) for a, b, score in PAIRS]
-    assert capsys.readouterr().err == f"{path}: 3 pairs\n"
-
-
-def test_text_is_kept_as_it_is(tmp_path):
-    path = tmp_path / "pairs.tsv"
-    for text in (
-        '"따옴표로 "가',
-        "한\r에 CR\r",
-        "\u2028행",
-        "가\x0b\x1c\x85나",
-        " 앞뒤 ",
-        "\ufeffBOM",
-        "N/A",
-        "긴 " * 10**6,
-    ):
-        path.write_bytes("\n".join(sts_lines([(text, "b", "2.5"), ("a", text, "0"), ("끝", "끝", "1")])).encode())
-        assert rows_of(load_kor_sts(path)) == [(text, "b", 0.5), ("a", text, 0.0), ("끝", "끝", 0.2)]
+    assert capsys.readouterr().err == f"{path}: 8 pairs\n"
 
 
 def test_official_files_equal_a_plain_reading_and_their_overlap_is_told(kor_nlu, capsys):
@@ -130,23 +109,16 @@ def test_official_files_equal_a_plain_reading_and_their_overlap_is_told(kor_nlu,
     assert "KorSTS test: 2 of its 1,379 pairs" in capsys.readouterr().err
 
 
-def test_overlap_counts_pairs_in_any_order(tmp_path, capsys):
-    train, other = (tmp_path / name for name in ("a.tsv", "b.tsv"))
+def test_overlap_counts_pairs_in_any_order_and_another_file_of_an_official_name_is_told(tmp_path, capsys):
+    train, other = (tmp_path / name for name in ("a.tsv", "sts-test.tsv"))
     train.write_text(STS + PAIR + "a\tb\t1\nc\td\t1\n", encoding="utf-8")
     other.write_text(STS + "b\ta\t3\nc\td\t3\nc\tb\t5\n", encoding="utf-8")
     data = [load_kor_sts(path) for path in (train, other)]
-    capsys.readouterr()
+    said = capsys.readouterr().err.splitlines()
+    assert said[1].startswith(f"{other}: 3 pairs; not the official KorSTS file of 1,379 pairs, so its ")
     say_overlap(*data, "KorSTS test")
-    assert capsys.readouterr().err == "KorSTS test: 2 of its 3 pairs are training pairs, too\n"
     say_overlap(data[0], data[0].select([]), "nothing")
-    assert not capsys.readouterr().err
-
-
-def test_another_file_of_an_official_name_is_loaded_and_told(tmp_path, capsys):
-    path = tmp_path / "sts-test.tsv"
-    path.write_text("\n".join(sts_lines()), encoding="utf-8")
-    assert len(load_kor_sts(path)) == 3
-    assert capsys.readouterr().err.startswith(f"{path}: 3 pairs; not the official KorSTS file of 1,379 pairs, so its ")
+    assert capsys.readouterr().err == "KorSTS test: 2 of its 3 pairs are training pairs, too\n"
 
 
 # KorNLI
@@ -215,8 +187,7 @@ def test_files_are_processed_one_by_one_and_sentences_keep_their_order(tmp_path,
 
 
 def test_partners_are_uniform_over_the_distinct_ones_and_drawn_independently(tmp_path):
-    size = 3000
-    rows = []
+    size, rows = 3000, []
     for i in range(size):  # 3 distinct entailed partners, one of them in 9 rows; 4 contradicting ones
         rows += [(f"전제 {i}", f"{i} 함의 {j}", "entailment") for j in (0, 0, 0, 0, 0, 0, 0, 0, 1, 2)]
         rows += [(f"{i} 함의 0 ", f"전제 {i}", "entailment")]
@@ -226,8 +197,7 @@ def test_partners_are_uniform_over_the_distinct_ones_and_drawn_independently(tmp
     assert len(triplets) == 2 * size
     forward = [(int(p[-1]), int(n[-1])) for _, p, n in triplets[::2]]
     backward = [(int(a[-1]), int(n[-1])) for a, _, n in triplets[1::2]]
-    for draws in (forward, backward):
-        cells = Counter(draws)
+    for cells in (Counter(forward), Counter(backward)):
         assert chisquare([cells[i, j] for i in range(3) for j in range(4)]).pvalue > 1e-3
     for i in range(2):  # the second triplet does not repeat the draws of the first
         pairs = Counter((f[i], b[i]) for f, b in zip(forward, backward, strict=True))
@@ -364,11 +334,3 @@ def test_decomposed_files_load_as_their_composed_selves(tmp_path, capsys):
     assert read_sentences(paths[2]) == ["비가 온다", "각 é"]
     said = capsys.readouterr().err
     assert all(said.count(f"{path}: decomposed Hangul") == 1 for path in paths)
-
-
-def test_bad_text_files_are_refused(tmp_path):
-    path = tmp_path / "corpus.txt"
-    for content, message in ((b"a\n\xff\xfe\n", ":2: not UTF-8"), (b"\n \n", ": no sentence in it; write one")):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=re.escape(f"{path}{message}")):
-            read_sentences(path)

@@ -104,45 +104,36 @@ def test_files_that_are_not_the_official_ones_are_refused(origin, parent, monkey
     assert os.listdir(parent) == []
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data", "no/such/repository", "https://no-such-host.invalid/data"])
-def test_unreachable_is_one_line_with_the_ways_out(parent, monkeypatch, url):
-    monkeypatch.setenv("KOR_NLU_DATASETS_URL", url)
-    ways_out = "cannot be cloned .*; connect to the internet, set KOR_NLU_DATASETS_URL"
-    with pytest.raises(InputError, match=ways_out) as error:
-        ensure_kor_nlu_datasets(parent / "data", download=True)
-    assert "\n" not in str(error.value) and url in str(error.value)
-    assert os.listdir(parent) == []
-
-
-def test_a_server_that_never_answers_and_a_missing_git(parent, monkeypatch):
+def test_unreachable_is_one_line_with_the_ways_out(parent, monkeypatch):
     monkeypatch.setattr(official, "REACH_SECONDS", 1)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("KOR_NLU_DATASETS_URL", f"http://127.0.0.1:{server.getsockname()[1]}/data")
-        with pytest.raises(InputError, match="no answer within 1 seconds"):
+
+    def refused(url, reason):
+        monkeypatch.setenv("KOR_NLU_DATASETS_URL", url)
+        with pytest.raises(InputError, match=f"cannot be cloned .*{reason}.*; connect to the internet, set ") as error:
             ensure_kor_nlu_datasets(parent / "data", download=True)
-        monkeypatch.setenv("PATH", str(parent))
-        with pytest.raises(InputError, match="git is not installed"):
-            ensure_kor_nlu_datasets(parent / "data", download=True)
-    assert os.listdir(parent) == []
+        assert "\n" not in str(error.value) and url in str(error.value) and os.listdir(parent) == []
+
+    for url in ("http://127.0.0.1:9/data", "no/such/repository", "https://no-such-host.invalid/data"):
+        refused(url, "fatal: ")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        refused(f"http://127.0.0.1:{silent.getsockname()[1]}/data", "no answer within 1 seconds")
+    monkeypatch.setenv("PATH", str(parent))
+    refused("anything", "git is not installed")
 
 
-def test_another_process_that_was_faster_wins(origin, parent, monkeypatch):
-    def verify_slowly(clone):
-        (parent / "data" / "KorSTS").mkdir(parents=True)
-        return verify(clone)
-
-    verify = official.verify
-    monkeypatch.setattr(official, "verify", verify_slowly)
-    ensure_kor_nlu_datasets(parent / "data", download=True)
-    assert os.listdir(parent) == ["data"] and os.listdir(parent / "data") == ["KorSTS"]
-
-
-def test_an_interrupted_clone_leaves_nothing(origin, parent, monkeypatch):
+def test_an_interrupted_clone_leaves_nothing_and_another_process_that_was_faster_wins(origin, parent, monkeypatch):
     def interrupt(clone):
         assert (clone / "KorSTS").is_dir() and len(os.listdir(parent)) == 1
         raise KeyboardInterrupt
+
+    def verify_slowly(clone, verify=official.verify):
+        (parent / "data" / "KorSTS").mkdir(parents=True)
+        return verify(clone)
 
     monkeypatch.setattr(official, "verify", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ensure_kor_nlu_datasets(parent / "data", download=True)
     assert os.listdir(parent) == []
+    monkeypatch.setattr(official, "verify", verify_slowly)
+    ensure_kor_nlu_datasets(parent / "data", download=True)
+    assert os.listdir(parent) == ["data"] and os.listdir(parent / "data") == ["KorSTS"]

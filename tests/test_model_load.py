@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import zoo
 from kf_deberta.errors import InputError
 from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
-from zoo import SENTENCES, embed, refused
+from zoo import SENTENCES, RunsCode, embed, refused
 
 LONG = "은행에 돈을 맡긴다 " * 60
 
@@ -72,7 +72,6 @@ def test_pooling_normalize_and_prompt(bert, tmp_path):
 
 
 def copy(masked, folder, state, pickled=False):
-    """Copy a model with other weights."""
     shutil.copytree(masked, path := folder / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
     write, file = (torch.save, "pytorch_model.bin") if pickled else (save_file, "model.safetensors")
     write(state, path / file)
@@ -81,12 +80,8 @@ def copy(masked, folder, state, pickled=False):
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_half_precision_weights_of_a_checkpoint_with_a_head_are_loaded_as_float32(masked, tmp_path, pickled, capfd):
-    path = copy(
-        masked,
-        tmp_path,
-        {key: value.half() for key, value in load_file(masked / "model.safetensors").items()},
-        pickled,
-    )
+    state = {key: value.half() for key, value in load_file(masked / "model.safetensors").items()}
+    path = copy(masked, tmp_path, state, pickled)
     edit(path / "config.json", dtype="float16")
     model = load_model(str(path), device="cpu")
     assert model.dtype is torch.float32
@@ -98,35 +93,20 @@ def test_half_precision_weights_of_a_checkpoint_with_a_head_are_loaded_as_float3
 LAYER = "deberta.encoder.layer.0."
 
 
+SPOILED = [
+    (lambda state: {f"module.{key}": value for key, value in state.items()}, r"22 of 22 weights .*embeddings"),
+    (lambda state: {k: v for k, v in state.items() if LAYER not in k}, r"16 of 22 weights .*encoder\.layer\.0"),
+    (lambda state: {k: v for k, v in state.items() if "rel_emb" not in k}, r"1 of 22 weights .*rel_embeddings"),
+    (lambda state: state | {f"{LAYER}output.dense.bias": torch.ones(15)}, r"has shape \[15\], not \[16\]"),
+    (lambda state: state | {f"{LAYER}output.dense.bias": torch.full((16,), torch.nan)}, "contain NaN"),
+]
+
+
 @pytest.mark.parametrize("pickled", [False, True])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda state: {f"module.{key}": value for key, value in state.items()}, r"22 of 22 weights .*embeddings"),
-        (lambda state: {k: v for k, v in state.items() if LAYER not in k}, r"16 of 22 weights .*encoder\.layer\.0"),
-        (lambda state: {k: v for k, v in state.items() if "rel_emb" not in k}, r"1 of 22 weights .*rel_embeddings"),
-        (lambda state: state | {f"{LAYER}output.dense.bias": torch.ones(15)}, r"has shape \[15\], not \[16\]"),
-        (lambda state: state | {f"{LAYER}output.dense.bias": torch.full((16,), torch.nan)}, "contain NaN"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), SPOILED)
 def test_weights_missing_misshapen_or_not_finite(masked, tmp_path, change, message, pickled):
     state = load_file(masked / "model.safetensors")
     refused(copy(masked, tmp_path, change(state), pickled), message)
-
-
-def test_a_pooler_that_the_embedding_never_uses_may_be_missing(toy_base, tmp_path):
-    path = zoo.write_encoder("bert", toy_base, tmp_path, "ForMaskedLM")
-    assert torch.allclose(embed(path), zoo.plain_means(path, SENTENCES), atol=1e-5)
-
-
-class RunsCode:
-    """Pickled, this creates a file when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -142,13 +122,17 @@ def test_a_pickle_that_runs_code_is_refused(masked, tmp_path, legacy):
     assert made.exists()
 
 
-def test_other_kinds_of_models_are_refused(toy_base, bert, tmp_path):
+def test_other_kinds_of_models_are_refused_and_a_pooler_may_be_missing(toy_base, bert, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(bert, num_labels=1).save_pretrained(tmp_path / "ce")
     AutoTokenizer.from_pretrained(toy_base).save_pretrained(tmp_path / "ce")
     refused(tmp_path / "ce", "BertForSequenceClassification gives no sentence embeddings")
+    mlm = zoo.write_encoder("bert", toy_base, tmp_path / "mlm", "ForMaskedLM")
+    assert torch.allclose(
+        embed(mlm), zoo.plain_means(mlm, SENTENCES), atol=1e-5
+    )  # without a pooler, which is not used
     for kind in (CrossEncoder, SparseEncoder, MultiVectorEncoder):
         path = tmp_path / kind.__name__
-        base = zoo.write_encoder("bert", toy_base, tmp_path / "mlm", "ForMaskedLM") if kind is SparseEncoder else bert
+        base = mlm if kind is SparseEncoder else bert
         kind(str(base), device="cpu").save_pretrained(str(path))
         refused(path, f"{kind.__name__} gives no sentence embeddings")
         (path / "config_sentence_transformers.json").unlink()  # as older versions saved it
@@ -214,12 +198,10 @@ def test_the_share_of_unknown_tokens(bert, capsys):
         check_vocabulary(model, known[:25] + unknown, "model")
 
 
-@pytest.mark.parametrize("device", ["meta", "nonsense"] if torch.cuda.is_available() else ["meta", "nonsense", "cuda"])
-def test_a_device_that_cannot_be_used_is_no_fault_of_the_model(bert, device):
-    refused(bert, rf"^--device {device}: cannot be used here \(.*\); omit it$", device=device)
+def test_device_and_memory_are_no_fault_of_the_model(bert, monkeypatch):
+    for device in ["meta", "nonsense"] + ["cuda"] * (not torch.cuda.is_available()):
+        refused(bert, rf"^--device {device}: cannot be used here \(.*\); omit it$", device=device)
 
-
-def test_out_of_memory_is_no_fault_of_the_model(bert, monkeypatch):
     def run_out(*args, **kwargs):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
 

@@ -8,21 +8,10 @@ from transformers import DebertaV2Config, DebertaV2Model
 from kf_deberta.model.attention import use_fast_attention
 
 # kakaobank/kf-deberta-base's options at a small size, and weights so large that a wrong distance changes the output
-SIZES = {
-    "vocab_size": 120,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-}
-BASE = SIZES | {"max_position_embeddings": 512, "position_buckets": 256, "initializer_range": 0.15}
-BASE |= {
-    "relative_attention": True,
-    "max_relative_positions": -1,
-    "pos_att_type": ["p2c", "c2p"],
-    "share_att_key": True,
-}
-BASE |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
+BASE = {"vocab_size": 120, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+BASE |= {"intermediate_size": 96, "max_position_embeddings": 512, "position_buckets": 256, "initializer_range": 0.15}
+BASE |= {"relative_attention": True, "max_relative_positions": -1, "pos_att_type": ["p2c", "c2p"]}
+BASE |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
 BASE |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 

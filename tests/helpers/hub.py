@@ -11,19 +11,15 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name: commits (id -> files), branches (name -> commit id)."""
-
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.branches: dict[str, dict[str, str]] = {}
-        self.cut: set[str] = set()  # file names of which the connection is cut in the middle, once each
-        self.log: list[tuple[str, str, str | None]] = []  # method, path, range
+        self.commits: dict[str, dict[str, dict[str, bytes]]] = {}  # of a repository: id -> files
+        self.branches: dict[str, dict[str, str]] = {}  # of a repository: name -> id
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, *_) -> None:
         """Print nothing about clients that hang up."""
 
     def add(self, name: str, folder: Path, branch: str = "main") -> str:
@@ -41,16 +37,10 @@ class RefusedError(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The hub's routes."""
-
     protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *args) -> None:
-        """Keep quiet; `Hub.log` has it."""
+    log_message = Hub.handle_error
 
     def do_GET(self) -> None:
-        self.server.log.append((self.command, self.path, self.headers.get("Range")))
         try:
             self._get(unquote(urlsplit(self.path).path).strip("/"))
         except RefusedError as refused:
@@ -59,14 +49,13 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _send(self, status: int, content: bytes, *, cut: bool = False, **headers: str) -> None:
+    def _send(self, status: int, content: bytes, **headers: str) -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[: len(content) * 9 // 10] if cut else content)
-            self.close_connection = cut
+            self.wfile.write(content)
 
     def _find(self, name: str, revision: str, gate: bool) -> tuple[str, dict[str, bytes]]:
         token = "Authorization" in self.headers
@@ -97,14 +86,8 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, path: str, commit: str, files: dict[str, bytes]) -> None:
         if path not in files:
             raise RefusedError(404, "EntryNotFound")
-        data, cut = files[path], path in self.server.cut and self.command == "GET"
-        self.server.cut -= {path} if cut else set()
-        headers = {"ETag": f'"{git_blob(data)}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
-        if (wanted := self.headers.get("Range")) is None:
-            return self._send(200, data, cut=cut, **headers)
-        first = int(wanted.removeprefix("bytes=").split("-")[0])
-        headers["Content_Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        return self._send(206, data[first:], **headers)
+        etag = f'"{git_blob(files[path])}"'
+        return self._send(200, files[path], ETag=etag, X_Repo_Commit=commit)
 
 
 def git_blob(data: bytes) -> str:

@@ -27,6 +27,16 @@ ENCODERS = {
 }
 
 
+class RunsCode:
+    """Pickled, this creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
 def write_encoder(name: str, toy_base: Path, path: Path, kind: str = "Model") -> Path:
     """Save a plain encoder of a family of ENCODERS, or its checkpoint with a head (`kind` "ForMaskedLM")."""
     prefix, options, _ = ENCODERS[name]
