@@ -5,14 +5,8 @@
 #   ./bin/reproduce.sh --bf16             flags are passed on to the training script; without: float32, as published
 #   ./bin/reproduce.sh --recommended      the recommended recipe too, compared with both; only as the first flag
 #
-<<<<<<< HEAD
-# Downloads the base (746 MB) and the data (160 MB), needs 9 GB of disk and 16 GB of memory; with less memory,
+# Downloads the base (746 MB) and the data (160 MB), needs 12 GB of disk and 16 GB of memory; with less memory,
 # --nli_mini_batch_size 32 gives the same result. Estimated, not measured: an hour in float32 on one data-center GPU.
-=======
-# Needs the internet for the base (746 MB) and the data (160 MB). Estimated from operation counts, not measured with the
-# real base: under an hour and 16 GB of memory in float32 on one data-center GPU, 12 GB of disk. With less memory:
-# --nli_mini_batch_size 32, the same result.
->>>>>>> words
 set -euo pipefail
 root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case "${1:-}" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
