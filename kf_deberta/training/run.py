@@ -41,8 +41,7 @@ BIN = Path(__file__).resolve().parents[2] / "bin"
 class Run:
     """The processes of a training run, `world` many, and its directory, which is created with the run.
 
-    Raises:
-        InputError: the machine cannot do what a flag asks for, or a batch cannot be shared equally.
+    InputError if the machine cannot do what a flag asks for, or a batch cannot be shared equally.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -100,15 +99,13 @@ class Run:
     def share(self, batch: list[int]) -> list[int]:
         """Return this process's part of a batch; if there are no equal parts, all of it: the same gradient."""
         size, rest = divmod(len(batch), self.world)
-        rank = self.accelerator.process_index
-        return batch if rest else batch[rank * size : (rank + 1) * size]
+        start = self.accelerator.process_index * size
+        return batch if rest else batch[start : start + size]
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in place."""
-        if self.world == 1:
-            return
-        for work in [torch.distributed.all_reduce(tensor.div_(self.world), async_op=True) for tensor in tensors]:
-            work.wait()
+        for tensor in tensors if self.world > 1 else []:
+            torch.distributed.all_reduce(tensor.div_(self.world))
 
     def largest(self, number: int) -> int:
         """Return the largest of all processes' numbers."""
@@ -120,15 +117,13 @@ class Run:
     def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> None:
         """Score the untrained model on test and save what the run starts with; on --resume, check that it is the same.
 
-        Raises:
-            InputError: other data files, or another number of processes, than the run was started with.
+        InputError for other data files, or another number of processes, than the run was started with.
         """
         self.facts = self.on_first(lambda: self._start(model, test, files))
         untrained = self.facts["baseline"]["cosine_spearman"]
         self.print(f"before training: {test.name} cosine Spearman {100 * untrained:.2f}")
 
     def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
-        """Write what args.json holds and return it, or read and check it on --resume."""
         root = self.args.dataset_path
         data = {path.relative_to(root).as_posix(): git_blob_id(path) for path in files}
         if self.args.resume:
@@ -144,12 +139,11 @@ class Run:
         facts["libraries"] = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
         facts |= {"data": data, "trained_on": {name: blob for name, blob in data.items() if "train" in name}}
         facts |= {"base": base.name if base.is_dir() else str(base), "base_on_hub": not base.is_dir()}
-        facts |= {"base_revision": model.revision}
+        facts |= {"base_revision": model.revision, "test_pairs": len(test.gold), "baseline": test(model)}
         if (base / STARTED).is_file():  # a run of ours: the card names what that one began with
             before = read_json(base / STARTED)
             facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
             facts["trained_on"] = before["trained_on"] | facts["trained_on"]
-        facts |= {"test_pairs": len(test.gold), "baseline": test(model)}
         write_json(self.directory / STARTED, facts)
         return facts
 
@@ -173,7 +167,6 @@ class Run:
         say(f"scoring the final model on {test.name}, {len(test.gold):,} pairs")
         figures = test(final)
         # 2. What the run leaves
-        logs = {name: state.log for name, (_, state, _) in stages.items()}
         if not kept:
             *_, (_, state, _) = stages.values()
             kept, dev = f"round {state.best_round:,}", state.best_row
@@ -181,6 +174,7 @@ class Run:
         facts = self.facts | {"test": figures, "dev": dev, "kept": kept}
         facts["stages"] = [row for name, stage in stages.items() for row in stage_rows(name, *stage)]
         write_card(final, facts, self.directory)
+        logs = {name: state.log for name, (_, state, _) in stages.items()}
         draw_training_curves(logs, facts, self.directory / "training_curves.png")
         write_json(self.directory / FINISHED, facts)
         clean(self.directory)
@@ -188,8 +182,7 @@ class Run:
         self.print(f"\n{test.name} x100 (before -> after training)")
         for name, value in figures.items():
             self.print(f"  {name:<24} {100 * facts['baseline'][name]:6.2f} -> {100 * value:6.2f}")
-        before, best = (100 * row["cosine_spearman"] for row in (next(iter(logs.values()))[0], dev))
-        self.print(f"best on dev: {kept}, cosine Spearman {best:.2f}, before training {before:.2f}")
+        self.print(f"best on dev: {kept}, cosine Spearman {100 * dev['cosine_spearman']:.2f}")
         folder, data = shlex.quote(str(self.directory)), shlex.quote(str(self.args.dataset_path / "KorSTS"))
         flags = f"--model_name_or_path {folder} --sts_dataset_path {data}"
         self.print(f"model:     {self.directory}")
@@ -222,17 +215,12 @@ def _new_directory(args: argparse.Namespace) -> Path:
 
 
 def _remove_if_unused(directory: Path) -> None:
-    """Remove a directory in which no run has begun, because the data or the model could not be loaded."""
-    if not (directory / STARTED).exists():
+    if not (directory / STARTED).exists():  # the data or the model could not be loaded
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransformer:
-    """Load the base encoder with mean pooling, in float32, as the flags say.
-
-    Raises:
-        InputError: it cannot be loaded, has a default prompt, too few dimensions, or does not know these sentences.
-    """
+    """Load the base encoder with mean pooling, in float32, as the flags say; it must know these sentences."""
     name = args.model_name_or_path
     model = load_model(name, revision=args.revision, max_seq_length=args.max_seq_length, normalize=args.normalize)
     check_no_prompt(model, name)
