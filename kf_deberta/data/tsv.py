@@ -48,7 +48,7 @@ def read_sentences(path: Path) -> list[str]:
     return sentences
 
 
-def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple]:
     """Yield the line number and the values of `columns` of every row of a TSV file; blank lines are no rows.
 
     Malformed rows are added to `problems`, {line: what is wrong}. InputError if the header lacks one of `columns`.
@@ -72,7 +72,7 @@ def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> I
 
 
 def select(path: Path, rows: Iterator, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple]:
-    """Do the same for numbered rows of any file, of which the first is the header."""
+    """Do what `read_rows` does with the numbered rows of any file, of which the first is the header."""
     line, header = next(rows, (1, []))
     for name in columns:
         if header.count(name) != 1:
@@ -87,10 +87,7 @@ def select(path: Path, rows: Iterator, columns: Sequence[str], problems: dict[in
 
 
 def check_pairs(source: object, rows: Iterable, problems: dict[int, str], scale: Sequence[float] = SCALE) -> dict:
-    """Return {column: values} of numbered rows of two sentences and a score; the ends of `scale` become 0 and 1.
-
-    InputError if there are `problems`, malformed rows, or no rows.
-    """
+    """Return {column: values} of numbered pairs, `scale` made 0 to 1; InputError if one is malformed, or there is none."""
     (low, high), pairs = scale, []
     for line, (first, second, score) in rows:
         text = str(score)
