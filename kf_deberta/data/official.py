@@ -10,7 +10,6 @@ from kf_deberta.errors import InputError, say
 
 URL = "https://github.com/kakaobrain/kor-nlu-datasets"  # environment variable KOR_NLU_DATASETS_URL overrides it
 COMMIT = "0df0fe7d496eb61b092e022e238c2230b29f1cbc"
-LICENSE = "CC BY-SA 4.0"
 DEFAULT_PATH = Path("kor-nlu-datasets")
 REACH_SECONDS = 10  # git itself would wait for minutes for a server that does not answer
 # a transfer that stalls for half a minute ends; line ends stay as committed, or no file would verify on Windows
@@ -62,7 +61,7 @@ def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
         remedy = "give the directory of KorNLI/ and KorSTS/, or add --download to clone the data there"
         raise InputError(f"{path}: {'empty' if is_empty else 'no such'} directory; {remedy}")
     url = os.environ.get("KOR_NLU_DATASETS_URL") or URL
-    say(f"cloning {url} ({LICENSE}, commit {COMMIT}) into {path}")
+    say(f"cloning {url} (CC BY-SA 4.0, commit {COMMIT}) into {path}")
     existing = path if is_empty else next(parent for parent in path.absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=".kor-nlu-datasets-", dir=existing, ignore_cleanup_errors=True) as folder:
         clone = Path(folder, "clone")
