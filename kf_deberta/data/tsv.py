@@ -87,7 +87,7 @@ def select(path: Path, rows: Iterator, columns: Sequence[str], problems: dict[in
 
 
 def check_pairs(source: object, rows: Iterable, problems: dict[int, str], scale: Sequence[float] = SCALE) -> dict:
-    """Return {column: values} of numbered pairs, `scale` made 0 to 1; InputError if one is malformed, or there is none."""
+    """Return {column: values} of pairs, `scale` made 0 to 1; InputError if one is malformed or there is none."""
     (low, high), pairs = scale, []
     for line, (first, second, score) in rows:
         text = str(score)
