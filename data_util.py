@@ -7,8 +7,8 @@ compares every file of a data set with the official one.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from kf_deberta.data.official import git_blob_id, not_official, verify
+from kf_deberta.data.official import not_official, verify
 from kf_deberta.data.tsv import PAIR_COLUMNS, check_pairs, raise_if_malformed, read_rows, shorten
 from kf_deberta.errors import InputError, run, say
 from kf_deberta.flags import Parser, file_path
@@ -32,8 +32,8 @@ CHUNK_ROWS = 100_000  # bounds the memory for Python's strings; changes no resul
 def load_kor_sts(path: str | Path) -> Dataset:
     """Load KorSTS pairs from a TSV file with columns sentence1, sentence2 and score (0 to 5), in its order.
 
-    Returns a data set with columns sentence1, sentence2 (texts as they are) and score (float, 0 to 1). InputError if
-    there are no rows, malformed rows (the first five are named), or only scores up to 1.
+    Its texts stay as they are, its scores become 0 to 1. InputError if there are no rows, malformed rows (the first
+    five are named), or only scores up to 1.
     """
     from datasets import Dataset  # a second to import, which --help does not need
 
@@ -50,8 +50,7 @@ def say_overlap(train: Dataset, other: Dataset, name: str) -> None:
     """Say how many pairs of `other`, called `name`, are training pairs with the two sentences in any order."""
     columns = ((data["sentence1"], data["sentence2"]) for data in (train, other))
     known, pairs = (list(map(frozenset, zip(*both, strict=True))) for both in columns)
-    known = set(known)
-    if count := sum(pair in known for pair in pairs):
+    if count := sum(map(set(known).__contains__, pairs)):
         say(f"{name}: {count} of its {len(pairs):,} pairs are training pairs, too")
 
 
@@ -59,38 +58,32 @@ def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
     """Load KorNLI files, TSV with columns sentence1, sentence2 and gold_label, as triplets.
 
     Every row counts in both directions. A sentence with at least one entailed and one contradicting partner in its
-    file gives two triplets, (sentence, entailed, contradicting) and (entailed, sentence, contradicting). So their
-    number is fixed; only the partners are drawn, for each triplet, uniformly from the distinct ones.
+    file gives two triplets, (sentence, entailed, contradicting) and (entailed, sentence, contradicting), whose
+    partners are drawn uniformly from the distinct ones. They are in the order of the files' names, then of sentences.
 
-    Returns a data set of stripped texts with columns anchor, positive, negative: for each file, in the order of their
-    names, sentences in the order in which sentence1 and then sentence2 first shows them, the two triplets of a
-    sentence side by side. InputError if a file has malformed rows (the first five are named), or there is no triplet.
+    Returns columns anchor, positive, negative of stripped texts. InputError if a file has malformed rows (the first
+    five are named), or there is no triplet.
     """
+    from datasets import Dataset
+
     paths = sorted(map(Path, paths), key=lambda path: (path.name, str(path)))
-    generator, tables, content = np.random.default_rng(seed), [], f"triplets {seed}"
+    generator, tables = np.random.default_rng(seed), []
     for path in paths:
         say(f"loading {path}")
         tables += _triplets_of_file(path, generator)
-        content += git_blob_id(path)
     if not tables:
-        reason = "no triplet, as no sentence has both an entailment and a contradiction row"
-        raise InputError(f"{', '.join(map(str, paths))}: {reason}; give a KorNLI train file in which sentences do")
+        reason = "no triplet; give a KorNLI train file, whose sentences have an entailment and a contradiction row"
+        raise InputError(f"{', '.join(map(str, paths))}: {reason}")
     triplets = pa.concat_tables(tables)
     say(f"KorNLI: {len(triplets):,} triplets from {len(paths)} file{'s' * (len(paths) > 1)}")
-    from datasets import Dataset
-
-    # the fingerprint that Dataset makes itself pickles the whole table
-    return Dataset(triplets, fingerprint=hashlib.sha1(content.encode()).hexdigest()[:16])
+    return Dataset(triplets, fingerprint=uuid.uuid4().hex)  # that which it makes itself pickles the whole table
 
 
 def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:
     """Return <dataset_path>/KorNLI/*train.ko.tsv in sorted order; InputError if there is none."""
     folder = Path(dataset_path) / "KorNLI"
-    paths = sorted(path for path in folder.glob("*train.ko.tsv") if not path.name.startswith("."))  # ._ of macOS
-    if not paths:
-        raise InputError(
-            f"{folder}: no KorNLI train file (*train.ko.tsv); give the directory with KorNLI/ and KorSTS/"
-        )
+    if not (paths := sorted(folder.glob("[!.]*train.ko.tsv"))):  # not ._*, which macOS writes
+        raise InputError(f"{folder}: no KorNLI train file (*train.ko.tsv); give the directory of KorNLI/ and KorSTS/")
     return paths
 
 
@@ -100,8 +93,7 @@ def _triplets_of_file(path: Path, generator: np.random.Generator) -> list[pa.Tab
     pa.default_memory_pool().release_unused()  # what encoding has freed, before the triplets take as much
     # A directed pair as one number, sentence * len(texts) + partner: sorting groups the partners of each sentence.
     pairs = np.concatenate((premises * len(texts) + hypotheses, hypotheses * len(texts) + premises))
-    labels = np.concatenate((labels, labels))
-    entailed, contradicting = (_Partners(pairs[labels == label], len(texts)) for label in (0, 1))
+    entailed, contradicting = (_Partners(pairs[np.tile(labels == label, 2)], len(texts)) for label in (0, 1))
     anchors = np.flatnonzero((entailed.counts > 0) & (contradicting.counts > 0))
     forward = (anchors, entailed.draw(anchors, generator), contradicting.draw(anchors, generator))
     backward = (entailed.draw(anchors, generator), anchors, contradicting.draw(anchors, generator))
@@ -128,8 +120,7 @@ def _read_kor_nli(path: Path) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndar
     problems, tables = {}, [NLI_SCHEMA.empty_table()]
     rows = _used_rows(path, problems)
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        columns = dict(zip(NLI_SCHEMA.names, zip(*chunk, strict=True), strict=True))
-        tables.append(pa.Table.from_pydict(columns, NLI_SCHEMA))
+        tables.append(pa.table(list(zip(*chunk, strict=True)), NLI_SCHEMA))
     raise_if_malformed(path, problems)
     pa.default_memory_pool().release_unused()  # what reading has freed, before encoding takes as much
     table = pa.concat_tables(tables)
@@ -153,8 +144,7 @@ def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("--verify", type=file_path, required=True, help="directory with KorNLI/ and KorSTS/")
     results = verify(parser.parse_args().verify)
-    for name, result in results.items():
-        print(f"{name}: {result}")
+    print(*(f"{name}: {result}" for name, result in results.items()), sep="\n")
     is_official = set(results.values()) == {"ok"}
     print("the official data set" if is_official else "not the official data set")
     return 0 if is_official else 2

@@ -7,8 +7,7 @@ CosineSimilarityLoss on 8 KorSTS pairs. Each has an AdamW of its own.
     python training_multi_task.py
     python training_multi_task.py --model_name_or_path klue/roberta-base --bf16
     python training_multi_task.py --max_rounds 100         # a short look
-    python training_multi_task.py --nli_batch_size 2048 \\
-        --nli_mini_batch_size 128                          # larger than memory
+    python training_multi_task.py --nli_mini_batch_size 32   # with less memory
     python training_multi_task.py --matryoshka_dims 768,512,256,128,64
     torchrun --nproc_per_node 4 training_multi_task.py     # batches are totals
     python training_multi_task.py --resume       # the newest unfinished run

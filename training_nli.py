@@ -59,10 +59,8 @@ def main() -> None:
     nli_files = find_kor_nli_train_files(args.dataset_path)
     sts_files = [args.dataset_path / "KorSTS" / f"sts-{split}.tsv" for split in ("dev", "test")]
     nli = load_kor_nli(nli_files, args.seed)
-    dev, test = (
-        PairEvaluator(load_kor_sts(file), file.stem, args.eval_batch_size, args.matryoshka_dims or ())
-        for file in sts_files
-    )
+    scoring = {"batch_size": args.eval_batch_size, "dimensions": args.matryoshka_dims or ()}
+    dev, test = (PairEvaluator(load_kor_sts(file), file.stem, **scoring) for file in sts_files)
 
     # 3. Model: the encoder with mean pooling, in float32
     model = load_base(args, dev.sentences[0])

@@ -2,9 +2,8 @@
 
 Stage 1 is one epoch of MultipleNegativesRankingLoss on KorNLI triplets. Stage
 2 goes on from its model with two epochs of CoSENTLoss on KorSTS pairs, which
-trains on their order, as the score is computed from it; once for each seed.
-The final model is the mean of these models' weights if it is better on dev
-than each of them, else the best of them.
+trains on their order, once for each seed. The final model is the mean of these
+models' weights if it is better on dev than each of them, else the best of them.
 
     python training_recommended.py
     python training_recommended.py --model_name_or_path klue/roberta-base
@@ -100,13 +99,12 @@ def main() -> None:
     start = stage("nli", objective, num_epochs=args.nli_epochs, learning_rate=args.nli_learning_rate)
 
     # 5. Stage 2, STS from the model of stage 1, by each seed
-    weights = {}
+    weights, recipe = {}, {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate}
     for sts_seed in args.sts_seeds:
         model.load_state_dict(start)
         batches = ShuffledBatches(sts, args.sts_batch_size, sts_seed)
         objective = Objective("sts", sts, batches, losses.CoSENTLoss(model), whole=True)
-        recipe = {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate, "seed": sts_seed}
-        weights[f"sts_{sts_seed}"] = stage(f"sts_{sts_seed}", objective, **recipe)
+        weights[f"sts_{sts_seed}"] = stage(f"sts_{sts_seed}", objective, **recipe, seed=sts_seed)
 
     # 6. The mean of their weights, if it is better on dev than each of them
     model.load_state_dict(mean_of_weights(list(weights.values())))
@@ -117,7 +115,6 @@ def main() -> None:
     if mean[SELECTED_BY] <= stages[best][1].best_score:
         model.load_state_dict(weights[best])
         kept, figures = best, stages[best][1].best_row
-    run.print(f"kept: {kept}")
 
     # 7. Save it, score it on test, write the card
     run.finish(model, test, stages, kept, figures)

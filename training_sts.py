@@ -12,7 +12,7 @@ recipe does.
     python training_sts.py --resume              # the newest unfinished run
 """
 
-from kf_deberta.errors import InputError, run
+from kf_deberta.errors import run
 from kf_deberta.flags import Parser, Several, add_run_flags, count, not_negative, positive, seed, warmup
 from kf_deberta.training.resume import parse_flags
 
@@ -43,9 +43,6 @@ def main() -> None:
     """Train by the STS recipe."""
     # 1. Flags; then the libraries, which take seconds to import
     args = parse_flags(get_parser())
-    ranks = args.sts_loss == "cosent"
-    if ranks and args.batch_size < 2:
-        raise InputError("--sts_loss cosent compares the pairs of a batch; give --batch_size 2 or more")
     from sentence_transformers.sentence_transformer import losses
 
     from data_util import load_kor_sts, say_overlap
@@ -72,6 +69,7 @@ def main() -> None:
     run.begin(model, test, files)
 
     # 4. Objective: the squared error of the cosine, or the order of the cosines in a batch
+    ranks = args.sts_loss == "cosent"
     loss = losses.CoSENTLoss(model) if ranks else losses.CosineSimilarityLoss(model)
     if args.matryoshka_dims:
         loss = losses.MatryoshkaLoss(model, loss, args.matryoshka_dims)

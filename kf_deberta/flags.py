@@ -15,7 +15,7 @@ class Several(argparse.Action):
     """A list of values, separated by commas or blanks, without repetitions: `--dims 768,256` or `--dims 768 256`."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Join the lists that `_several` made of each word."""
+        """Join the lists of values, one for each word."""
         setattr(namespace, self.dest, list(dict.fromkeys(value for part in values for value in part)))
 
 
@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
         if hasattr(options.get("type"), "metavar"):
             options.setdefault("metavar", options["type"].metavar)
         if options.get("action") is Several:
-            options |= {"nargs": "+", "type": _several(options["type"])}
+            kind = options["type"]
+            options |= {"nargs": "+", "type": lambda text: [kind(word) for word in text.split(",") if word]}
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> None:
@@ -45,9 +46,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the flags")
 
 
-def number(
-    kind: type, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
-) -> Callable[[str], float]:
+def number(kind: type, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Callable:
     """Return an argparse type for finite numbers of ASCII digits from `least`, or above `above`, up to `most`."""
     name = "a whole number" if kind is int else "a number"
     name += f" from {least}" if least > -math.inf else f" above {above}" if above > -math.inf else ""
@@ -64,10 +63,6 @@ def number(
 
     convert.metavar = "N" if kind is int else "X"
     return convert
-
-
-def _several(kind: Callable[[str], object]) -> Callable[[str], list]:
-    return lambda text: [kind(word) for word in text.split(",") if word]
 
 
 def model_name(text: str) -> str:
@@ -104,14 +99,8 @@ def add_run_flags(parser: Parser, output_prefix: str) -> None:
     add("--download", action="store_true", help="clone the data to --dataset_path, as is done for its default")
     add("--output_dir", type=file_path, default=Path("output"), help="parent of the run's directory")
     add("--output_prefix", default=output_prefix, metavar="TEXT", help="start of the name of the run's directory")
-    add(
-        "--resume",
-        nargs="?",
-        const="newest",
-        type=model_name,
-        metavar="RUN",
-        help="go on with the run in this directory, or with the newest one that is unfinished",
-    )
+    resume = "go on with the run in this directory, or with the newest one that is unfinished"
+    add("--resume", nargs="?", const="newest", type=model_name, metavar="RUN", help=resume)
     add("--save_steps", type=count, help="rounds between checkpoints (default: one at each evaluation)")
     add("--logging_steps", type=count, default=50, help="rounds between logged losses")
     add("--eval_batch_size", type=count, default=64, help="sentences per batch in evaluation")
@@ -120,8 +109,7 @@ def add_run_flags(parser: Parser, output_prefix: str) -> None:
     add("--gradient_checkpointing", action="store_true", help="less memory for activations, slower")
     add("--torch_compile", action="store_true", help="compile the encoder with torch.compile")
     add("--dataloader_num_workers", type=number(int, least=0), default=0, help="processes that tokenize per objective")
-    trackers = ["tensorboard", "wandb"]
-    add("--report_to", nargs="+", choices=trackers, help="trackers to log to (default: none)")
+    add("--report_to", nargs="+", choices=["tensorboard", "wandb"], help="trackers to log to (default: none)")
     add("--run_name", metavar="TEXT", help="name of the run in the trackers (default: its directory)")
 
 
@@ -130,5 +118,4 @@ def add_model_flags(parser: Parser, **model_options) -> None:
     add = parser.add_argument
     add("--model_name_or_path", **{"type": model_name, "help": "hub name or directory"} | model_options)
     add("--revision", metavar="R", help="commit, branch or tag of a hub model (default: main)")
-    pooling = "pooling of an encoder without modules.json (default: as published, else mean)"
-    add("--pooling", choices=["mean", "cls"], help=pooling)
+    add("--pooling", choices=["mean", "cls"], help="pooling without modules.json (default: as published, else mean)")

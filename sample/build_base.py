@@ -1,9 +1,7 @@
-"""Build a small DebertaV2 base with random weights, for a demo that needs no
-download.
+"""Build a small DebertaV2 base with random weights, for a demo without download.
 
 It has kf-deberta-base's options at reduced sizes and a WordPiece tokenizer
-trained on the sample corpus (training text only). The same texts and options
-give the same bytes. It is untrained: only a stand-in for the real base.
+trained on the sample's training text. The same options give the same bytes.
 
     python sample/build_base.py --output_dir output/sample-base
     python training_multi_task.py --model_name_or_path output/sample-base \\
@@ -44,14 +42,11 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, int]:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ascii_characters = {chr(code) for code in range(33, 127)}
-    characters = sorted(character for character in ascii_characters.union(*texts) if not character.isspace())
+    characters = sorted(set(map(chr, range(33, 127))).union(*"".join(texts).split()))
     # the trainer numbers continuing pieces in hash order, which changes from run to run, unless named up front
     fixed = [*SPECIAL_TOKENS, *(f"##{character}" for character in characters)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=fixed, initial_alphabet=characters, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    options = {"vocab_size": vocab_size, "special_tokens": fixed, "initial_alphabet": characters}
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(**options, show_progress=False))
     return tokenizer.get_vocab()
 
 
@@ -60,12 +55,11 @@ def build_base(
 ) -> Path:
     """Save the base as a transformers directory in `output_dir`, which must not exist yet, and return that path.
 
-    Its tokenizer is trained on `texts` (default: the sample's training texts), of its weights `seed` decides, and
-    `sizes` are other values of DebertaV2Config, such as hidden_size. The caller's random state is left as it was.
+    Its tokenizer is trained on `texts` (default: the sample's training texts); `sizes` are other values of
+    DebertaV2Config, such as hidden_size. The caller's random state is left as it was.
     """
     import torch
     from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model
-    from transformers.utils.logging import disable_progress_bar
 
     output_dir = Path(output_dir)
     if output_dir.exists():
@@ -78,7 +72,6 @@ def build_base(
     options |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
     options |= {"conv_kernel_size": 0, "position_biased_input": False, "type_vocab_size": 0, "pad_token_id": 0}
     options |= {"layer_norm_eps": 1e-7, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DebertaV2Model(DebertaV2Config(**options)).to(torch.float32)
@@ -97,9 +90,7 @@ def main() -> None:
     add("--hidden_size", type=number(int, least=2, most=8192), default=128, help="embedding dimension, even")
     add("--num_hidden_layers", type=number(int, least=1, most=96), default=2, help="transformer layers")
     add("--seed", type=seed, default=42, help="seed of the random weights")
-    output_dir = build_base(**vars(parser.parse_args()))
-    size = (output_dir / "model.safetensors").stat().st_size
-    print(f"{output_dir}: DebertaV2 with random weights, {size / 1e6:.1f} MB")
+    print(f"{build_base(**vars(parser.parse_args()))}: DebertaV2 with random weights")
 
 
 if __name__ == "__main__":

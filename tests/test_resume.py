@@ -161,10 +161,10 @@ def test_what_cannot_be_resumed_is_said(call, tmp_path):
     status, captured = call(tmp_path / "empty", "--resume")
     assert status == 2 and "no unfinished run of training_multi_task.py; start one without --resume" in captured.err
     status, captured = call(None, "--resume", tmp_path, bare=True)
-    assert status == 2 and f"{tmp_path}: no args.json in it" in captured.err
+    assert status == 2 and f"{tmp_path}: not a run of training_multi_task.py; give " in captured.err
     (tmp_path / "args.json").write_text('{"script": "training_nli.py"}')
     status, captured = call(None, "--resume", tmp_path, bare=True)
-    assert status == 2 and "a run of training_nli.py; give the directory of a run of training_mul" in captured.err
+    assert status == 2 and f"{tmp_path}: not a run of training_multi_task.py; give " in captured.err
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(toy_base, toy_data, tmp_path, capsys):

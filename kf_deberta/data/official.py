@@ -10,7 +10,6 @@ from kf_deberta.errors import InputError, say
 
 URL = "https://github.com/kakaobrain/kor-nlu-datasets"  # environment variable KOR_NLU_DATASETS_URL overrides it
 COMMIT = "0df0fe7d496eb61b092e022e238c2230b29f1cbc"
-LICENSE = "CC BY-SA 4.0"
 DEFAULT_PATH = Path("kor-nlu-datasets")
 REACH_SECONDS = 10  # git itself would wait for minutes for a server that does not answer
 # a transfer that stalls for half a minute ends; line ends stay as committed, or no file would verify on Windows
@@ -35,11 +34,10 @@ def git_blob_id(path: Path) -> str:
 
 def verify(root: Path) -> dict[str, str]:
     """Compare a copy of the data set with the official one: {file: "ok", "missing" or "differs (...)"}."""
-    results = {}
-    for name, official in BLOB_IDS.items():
-        found = git_blob_id(root / name) if (root / name).is_file() else None
-        differs = f"differs (git blob {found}, official {official})" if found else "missing"
-        results[name] = "ok" if found == official else differs
+    results = dict.fromkeys(BLOB_IDS, "missing")
+    for name in [name for name in BLOB_IDS if (root / name).is_file()]:
+        found, official = git_blob_id(root / name), BLOB_IDS[name]
+        results[name] = "ok" if found == official else f"differs (git blob {found}, official {official})"
     return results
 
 
@@ -47,14 +45,13 @@ def not_official(path: Path, rows: int) -> str:
     """Say that a file with an official name has another number of rows; "" if it has that, or another name."""
     official = KOR_STS_ROWS.get(path.name, rows)
     text = f"not the official KorSTS file of {official:,} pairs, so its figures compare with no published ones"
-    return "" if rows == official else text
+    return text if rows != official else ""
 
 
 def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
     """Clone the data set (KorNLI/ and KorSTS/, about 160 MB) to `path`, unless something is there already.
 
-    What is at `path` is neither checked nor changed; only an empty directory, which docker makes for a missing mount,
-    is filled. The data set appears there whole, or not at all. Several processes may do this: the first one wins.
+    What is at `path` is not changed; only an empty directory, which docker makes for a missing mount, is filled.
     InputError if it cannot be cloned, or if `path` is not DEFAULT_PATH and `download` is False.
     """
     is_empty = path.is_dir() and all(child.name.startswith(".") for child in path.iterdir())
@@ -64,7 +61,7 @@ def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
         remedy = "give the directory of KorNLI/ and KorSTS/, or add --download to clone the data there"
         raise InputError(f"{path}: {'empty' if is_empty else 'no such'} directory; {remedy}")
     url = os.environ.get("KOR_NLU_DATASETS_URL") or URL
-    say(f"cloning {url} ({LICENSE}, commit {COMMIT}) into {path}")
+    say(f"cloning {url} (CC BY-SA 4.0, commit {COMMIT}) into {path}")
     existing = path if is_empty else next(parent for parent in path.absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=".kor-nlu-datasets-", dir=existing, ignore_cleanup_errors=True) as folder:
         clone = Path(folder, "clone")
@@ -74,19 +71,15 @@ def ensure_kor_nlu_datasets(path: Path, download: bool = False) -> None:
         if wrong := [f"{name} {result}" for name, result in verify(clone).items() if result != "ok"]:
             raise InputError(f"{url}: not the official files: {', '.join(wrong)}; use {URL}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            for part in clone.iterdir() if is_empty else [clone]:  # an empty directory may be a mount: it must stay
-                part.rename(path / part.name if is_empty else path)
-        except OSError:
-            if not (path / "KorSTS").is_dir():  # else another process was faster
-                raise
+        for part in clone.iterdir() if is_empty else [clone]:  # an empty directory may be a mount: it must stay
+            part.rename(path / part.name if is_empty else path)
     say(f"{path}: all files verified")
 
 
 def _git(url: str, path: Path, *arguments: str, timeout: int | None = None, stderr: int | None = subprocess.PIPE):
     """Run git without a question to the user; InputError with its last error and the ways out."""
-    options = {"env": os.environ | {"GIT_TERMINAL_PROMPT": "0"}, "stdin": subprocess.DEVNULL, "errors": "replace"}
-    options |= {"stdout": subprocess.DEVNULL, "stderr": stderr, "timeout": timeout}
+    options = {"env": os.environ | {"GIT_TERMINAL_PROMPT": "0"}, "errors": "replace"}
+    options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr, "timeout": timeout}
     try:
         done = subprocess.run([*GIT, *arguments], **options)
         if done.returncode == 0:

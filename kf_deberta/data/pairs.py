@@ -53,8 +53,8 @@ def load_pairs(name: str, columns: Sequence[str] | None = None, scale: tuple[flo
     else:
         rows = select(path, _read_csv(path) if path.suffix == ".csv" else _read_records(path), wanted, problems)
     data = check_pairs(path, rows, problems, scale)
-    about = f"{name} ({', '.join(columns)})" if columns else name
-    return Pairs(about, *data.values(), scale, git_blob_id(path), note=not_official(path, len(data["score"])))
+    name += f" ({', '.join(columns)})" if columns else ""
+    return Pairs(name, *data.values(), scale, git_blob_id(path), note=not_official(path, len(data["score"])))
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -66,7 +66,6 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, list]]:
-    """Yield the names of the columns and the rows by line or by number."""
     try:
         if path.suffix == ".parquet":
             records = dict(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
@@ -90,7 +89,7 @@ def _load_from_hub(name: str) -> Pairs:
     try:
         table = datasets.load_dataset(path=path, name=subset, split=split, revision=revision).flatten()
     except Exception as error:  # the library raises a type of its own for each way to fail
-        reason = f"{path} is not cached and cannot be downloaded ({one_line(error)})"
-        raise InputError(f"{name}: {reason}; connect to the internet, or give a file to --data") from error
+        reason = f"{path} is not cached and cannot be downloaded ({one_line(error)}); give a file to --data"
+        raise InputError(f"{name}: {reason}") from error
     rows = enumerate(zip(table["sentence1"], table["sentence2"], table[score], strict=True), start=1)
     return Pairs(name, *check_pairs(path, rows, {}).values(), revision=revision)

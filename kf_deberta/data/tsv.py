@@ -1,7 +1,6 @@
 """Read text files exactly: rows of a table with the file and line of everything malformed, and plain sentences.
 
-A TSV file is UTF-8 with one header line and no quoting: a `"` is a character of the text, and only "\\n" or "\\r\\n"
-ends a line. Decomposed Hangul (NFD, as macOS writes it), which tokenizers do not know, is composed to syllables.
+A TSV file is UTF-8 with a header and no quoting: a `"` is text, and only "\\n" or "\\r\\n" ends a line.
 """
 
 import functools
@@ -17,7 +16,6 @@ from kf_deberta.errors import InputError, say
 
 PAIR_COLUMNS = ("sentence1", "sentence2", "score")
 SCALE = (0.0, 5.0)
-SHOWN_PROBLEMS = 5
 NOT_UTF8 = "not UTF-8, perhaps CP949; save the file as UTF-8 text"
 # a syllable or a leading consonant, and the vowel or final consonant that belongs to it
 _DECOMPOSED = re.compile("[\u1100-\u1112\uac00-\ud7a3][\u1161-\u1175\u11a8-\u11c2]+")
@@ -25,7 +23,7 @@ _say_once = functools.cache(say)
 
 
 def compose_hangul(text: str, source: object) -> str:
-    """Compose decomposed syllables and change nothing else; said once for each `source`."""
+    """Compose decomposed syllables, as macOS writes them and tokenizers do not know; said once for each `source`."""
     composed = _DECOMPOSED.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
     if composed != text:
         _say_once(f"{source}: decomposed Hangul (NFD) is composed")
@@ -50,7 +48,7 @@ def read_sentences(path: Path) -> list[str]:
     return sentences
 
 
-def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple]:
     """Yield the line number and the values of `columns` of every row of a TSV file; blank lines are no rows.
 
     Malformed rows are added to `problems`, {line: what is wrong}. InputError if the header lacks one of `columns`.
@@ -73,18 +71,13 @@ def read_rows(path: Path, columns: Sequence[str], problems: dict[int, str]) -> I
     return select(path, split(), columns, problems)
 
 
-def select(
-    path: Path, rows: Iterator[tuple[int, list]], columns: Sequence[str], problems: dict[int, str]
-) -> Iterator[tuple[int, tuple]]:
-    """Yield the numbers and the values of `columns` of numbered rows, of which the first is the header."""
+def select(path: Path, rows: Iterator, columns: Sequence[str], problems: dict[int, str]) -> Iterator[tuple]:
+    """Do what `read_rows` does with the numbered rows of any file, of which the first is the header."""
     line, header = next(rows, (1, []))
     for name in columns:
         if header.count(name) != 1:
-            wrong = "more than one column" if name in header else "no column"
-            raise InputError(
-                f"{path}:{line}: {wrong} {name} in {shorten(', '.join(header), 80)}; "
-                f"give a file with the columns {', '.join(columns)}"
-            )
+            wrong = f"{'more than one' if name in header else 'no'} column {name} in {shorten(', '.join(header), 80)}"
+            raise InputError(f"{path}:{line}: {wrong}; give a file with the columns {', '.join(columns)}")
     pick = operator.itemgetter(*map(header.index, columns))
     for line, fields in rows:
         if len(fields) == len(header):
@@ -93,13 +86,8 @@ def select(
             problems[line] = f"{len(fields)} columns, the header has {len(header)}"
 
 
-def check_pairs(
-    source: object, rows: Iterable[tuple[int, Sequence]], problems: dict[int, str], scale: tuple[float, float] = SCALE
-) -> dict[str, list[str] | np.ndarray]:
-    """Return the columns sentence1, sentence2 and score of numbered rows; the ends of `scale` become scores 0 and 1.
-
-    InputError if there are `problems`, malformed rows, or no rows.
-    """
+def check_pairs(source: object, rows: Iterable, problems: dict[int, str], scale: Sequence[float] = SCALE) -> dict:
+    """Return {column: values} of pairs, `scale` made 0 to 1; InputError if one is malformed or there is none."""
     (low, high), pairs = scale, []
     for line, (first, second, score) in rows:
         text = str(score)
@@ -123,7 +111,7 @@ def check_pairs(
 def raise_if_malformed(source: object, problems: dict[int, str]) -> None:
     """Raise InputError for {line: what is wrong}, if there is any: the first five lines, and how many there are."""
     if problems:
-        first, *others = [f"{source}:{line}: {problems[line]}" for line in sorted(problems)[:SHOWN_PROBLEMS]]
+        first, *others = [f"{source}:{line}: {problems[line]}" for line in sorted(problems)[:5]]
         remedy = f"({len(problems):,} malformed row{'s' * (len(problems) > 1)}; correct or remove every such row)"
         raise InputError("\n  ".join((f"{first} {remedy}", *others)))
 

@@ -1,5 +1,6 @@
 """The model card of a finished run, from the template card.md."""
 
+import itertools
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -47,19 +48,13 @@ def write_card(model: SentenceTransformer, facts: dict, directory: Path) -> None
     shared_alike = len(others) < len(trained)
     official = facts["data"].get(TEST) == BLOB_IDS[TEST]
     title = f"Korean sentence embeddings from {base}"
-    results = [
-        EvalResult(
-            task_type="semantic-similarity",
-            task_name="Semantic Similarity",
-            dataset_type=f"sts-{split}",
-            dataset_name=f"KorSTS {split}" if official else f"sts-{split}",
-            metric_type="_".join(reversed(name.split("_"))),
-            metric_name=name.replace("_", " ").title(),
-            metric_value=facts[split][name],
-        )
-        for split in ("test", "dev")
-        for name in FIGURES
-    ]
+    results = []
+    for split, name in itertools.product(("test", "dev"), FIGURES):
+        similarity, kind = name.split("_")
+        result = {"task_type": "semantic-similarity", "task_name": "Semantic Similarity"}
+        result |= {"dataset_type": f"sts-{split}", "dataset_name": f"{'KorSTS ' if official else 'sts-'}{split}"}
+        result |= {"metric_type": f"{kind}_{similarity}", "metric_name": f"{similarity} {kind}".title()}
+        results.append(EvalResult(**result, metric_value=facts[split][name]))
     data = ModelCardData(
         language=["ko"],
         license="cc-by-sa-4.0" if shared_alike else None,  # CC BY-SA of the data requires the same license
@@ -72,20 +67,12 @@ def write_card(model: SentenceTransformer, facts: dict, directory: Path) -> None
         model_name=title,
         eval_results=results,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        **facts | _usage(model, directory),
-        plain=escape_markdown,
-        title=title,
-        sources=sorted({name.partition("/")[0] for name in trained}),
-        others=others,
-        official=official,
-        shared_alike=shared_alike,
-        figures=FIGURES,
-        published=COMPARABLE_ROWS[:5] if official else [],
-        stage_table=markdown(list(stages[0]), [list(row.values()) for row in stages], texts=stages[0]),
-    )
+    values = facts | _usage(model, directory) | {"title": title, "figures": FIGURES, "plain": escape_markdown}
+    values |= {"official": official, "published": COMPARABLE_ROWS[:5] if official else []}
+    values |= {"sources": sorted({name.partition("/")[0] for name in trained})}
+    values |= {"others": others, "shared_alike": shared_alike}
+    values["stage_table"] = markdown(list(stages[0]), [list(row.values()) for row in stages], texts=stages[0])
+    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **values)
     with write_atomically(directory / "README.md") as path:
         path.write_text(f"{card}\n", encoding="utf-8")
 

@@ -3,7 +3,6 @@
 `checkpoint-<round>` is the directory of a model, with two more files: state.json and, in the two newest, moments.pt.
 """
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from sentence_transformers import SentenceTransformer
 
-from kf_deberta.errors import is_out_of_memory, one_line, say, write_atomically
+from kf_deberta.errors import is_out_of_memory, one_line, remove, say, write_atomically
 from kf_deberta.model.load import load_model
 from kf_deberta.model.save import save_model
 from kf_deberta.training.resume import checkpoints, read_json, write_json
@@ -19,7 +18,6 @@ from kf_deberta.training.run import Run
 
 MOMENTS, STATE = "moments.pt", "state.json"
 TRAINED = "log.json"  # the state at the end of a training
-KEPT = 2  # checkpoints that training can go on from
 
 
 @dataclass
@@ -52,16 +50,13 @@ def save_checkpoint(directory: Path, model: SentenceTransformer, parts: list, st
             save_model(model, temporary)
             torch.save({"parts": [part.state_dict() for part in parts], "random": random}, temporary / MOMENTS)
             write_json(temporary / STATE, asdict(state))
-        _prune(directory, state.best_round, KEPT)
+        _prune(directory, state.best_round, kept=2)
 
     run.on_first(write)
 
 
 def load_checkpoint(directory: Path, model: SentenceTransformer, parts: list, run: Run) -> State:
-    """Restore weights, `parts` and random state from the newest checkpoint that loads; returns its state.
-
-    The state is that of the end if this training is complete, and a new one if there is no checkpoint.
-    """
+    """Restore the newest checkpoint that loads; returns its state, or that of the end, or of the start."""
     if (directory / TRAINED).exists():
         return State(**read_json(directory / TRAINED))
     for path in [path for path in checkpoints(directory) if (path / MOMENTS).exists()]:
@@ -88,7 +83,7 @@ def load_checkpoint(directory: Path, model: SentenceTransformer, parts: list, ru
 def load_best(directory: Path, model: SentenceTransformer, state: State, run: Run) -> None:
     """End a training: save its state, delete all checkpoints but the best, and load that one's weights."""
     run.on_first(lambda: write_json(directory / TRAINED, asdict(state)))
-    run.on_first(lambda: _prune(directory, state.best_round, 0))
+    run.on_first(lambda: _prune(directory, state.best_round, kept=0))
     best = load_model(str(directory / f"checkpoint-{state.best_round}"), device="cpu")
     model.load_state_dict(best.state_dict())
 
@@ -98,6 +93,6 @@ def _prune(directory: Path, best_round: int, kept: int) -> None:
     newest, older = checkpoints(directory)[:kept], checkpoints(directory)[kept:]
     rounds = [best_round, *(read_json(path / STATE)["best_round"] for path in newest)]
     for path in older:
-        (path / MOMENTS).unlink(missing_ok=True)
+        remove(path / MOMENTS)
         if path.name not in [f"checkpoint-{number}" for number in rounds]:
-            shutil.rmtree(path)
+            remove(path)

@@ -49,12 +49,9 @@ class Objective:
 def train(model, objectives: list[Objective], dev: PairEvaluator, directory: Path, args: Namespace, run: Run) -> State:
     """Train `model`, or go on from the newest checkpoint, and give it the weights that were best on dev.
 
-    The objectives take turns in their order. The model is scored on `dev` every `eval_steps` rounds of an epoch and at
-    its end. `directory` gets checkpoints and eval/*.csv; `args` are the flags of a training script.
-
-    Raises:
-        InputError: a loss or gradient is not finite, or the warm-up does not end before the last round.
-        SystemExit: 128 + number after SIGINT, SIGTERM or SIGHUP, once a checkpoint is written.
+    The model is scored on `dev` every `eval_steps` rounds of an epoch and at its end. `directory` gets checkpoints and
+    eval/*.csv; `args` are the flags of a training script. InputError if a loss or gradient is not finite, or all
+    rounds are warm-up; exit status 128 + number after SIGINT, SIGTERM or SIGHUP, once a checkpoint is written.
     """
     # 1. An AdamW and a schedule for each objective; both count rounds, and so does the warm-up
     epoch = min(len(objective.batches) for objective in objectives)
@@ -64,9 +61,8 @@ def train(model, objectives: list[Objective], dev: PairEvaluator, directory: Pat
         raise InputError(f"--warmup_steps {args.warmup_steps:g}: takes all {rounds} rounds; lower it, or train longer")
     for objective in objectives:
         weights = [weight for weight in objective.loss.parameters() if weight.requires_grad]
-        decayed = [weight for weight in weights if weight.dim() > 1]
-        others = [weight for weight in weights if weight.dim() < 2]  # biases and LayerNorm
-        groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [{"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": args.weight_decay}]
+        groups += [{"params": [weight for weight in weights if weight.dim() < 2], "weight_decay": 0.0}]
         objective.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
         objective.schedule = get_scheduler(args.lr_scheduler_type, objective.optimizer, warmup, rounds)
 
@@ -95,7 +91,7 @@ def train(model, objectives: list[Objective], dev: PairEvaluator, directory: Pat
             saves = evaluates or stopped or (args.save_steps and number % args.save_steps == 0)
             logs = number % args.logging_steps == 0 or number == rounds
             state.round = number
-            _read(objectives, state, run, number if saves or logs else number - 1)
+            _read(objectives, state, run, number if saves or logs else number - 1)  # a GPU is not waited for
             bar.update()
             if logs:
                 bar.set_postfix_str(_log(objectives, state, run), refresh=False)
@@ -167,10 +163,7 @@ def collate(model: SentenceTransformer, rows: list[dict]) -> tuple[list[dict], T
 
 
 def _read(objectives: list[Objective], state: State, run: Run, last: int) -> None:
-    """Take the losses up to round `last` into `state`; InputError if a loss or a gradient is not finite.
-
-    A round that is read during the next one is ready, so that a GPU is never waited for.
-    """
+    """Take the losses up to round `last` into `state`; InputError if a loss or a gradient is not finite."""
     for objective in objectives:
         while objective.unread and objective.unread[0][0] <= last:
             number, (result, event) = objective.unread.pop(0)

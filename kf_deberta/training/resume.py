@@ -3,12 +3,11 @@
 import argparse
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from kf_deberta.data.official import git_blob_id
-from kf_deberta.errors import InputError, check_writable, say, write_atomically
+from kf_deberta.errors import InputError, check_writable, remove, say, write_atomically
 
 STARTED, FINISHED = "args.json", "results.json"  # files of a run: from its start on, and once it is complete
 # flags that may differ on --resume: they do not change the result, or only its rounding; data are compared by content
@@ -19,11 +18,8 @@ FREE |= {"dataset_path", "dataloader_num_workers", "eval_batch_size", "nli_mini_
 def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line; with --resume, flags that are not given are those that the run was started with.
 
-    In what is returned, local paths are absolute, and --resume is the run's directory.
-
-    Raises:
-        InputError: there is no such run, or a given flag would change its result.
-        SystemExit: 0, the run is finished.
+    In what is returned, local paths are absolute, and --resume is the run's directory. InputError if there is no such
+    run, or a given flag would change its result; exit status 0 if it is finished.
     """
     args = _absolute(parser.parse_args())
     if args.resume and os.environ.get("RANK", "0") == "0":  # other processes get the flags of the first later
@@ -44,11 +40,8 @@ def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
             sys.exit(0)
         args.resume, args.revision = str(directory), facts["base_revision"] or args.revision  # main may have moved
     check_writable(Path(args.resume or args.output_dir))
-    world, meeting = os.environ.get("WORLD_SIZE", "1"), ""
-    if world != "1":
-        if "MASTER_ADDR" not in os.environ:
-            raise InputError(f"WORLD_SIZE is {world}, but MASTER_ADDR is not set; start with torchrun, or unset it")
-        meeting = f", then meeting {world} processes at {os.environ['MASTER_ADDR']}"
+    world = os.environ.get("WORLD_SIZE", "1")
+    meeting = f", then meeting {world} processes at {os.environ.get('MASTER_ADDR')}" if world != "1" else ""
     say(f"loading libraries{meeting}")
     return args
 
@@ -65,10 +58,8 @@ def _find_run(args: argparse.Namespace, script: str) -> Path:
     """Return the directory that --resume means: the given one, or the newest unfinished run of this script."""
     if args.resume != "newest":
         file = Path(args.resume).absolute() / STARTED
-        started = read_json(file)["script"] if file.is_file() else None
-        if started != script:
-            problem = f"a run of {started}" if started else f"no {STARTED} in it"
-            raise InputError(f"{file.parent}: {problem}; give the directory of a run of {script}")
+        if not file.is_file() or read_json(file)["script"] != script:
+            raise InputError(f"{file.parent}: not a run of {script}; give the directory of one")
         return file.parent
     found = args.output_dir.absolute().glob(f"*/{STARTED}")
     for file in sorted(found, key=lambda file: file.parent.name[-19:], reverse=True):
@@ -92,10 +83,7 @@ def _leftovers(directory: Path) -> list[Path]:
 def clean(directory: Path) -> None:
     """Delete the leftovers of a finished run."""
     for path in _leftovers(directory):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def plain(args: argparse.Namespace) -> dict:

@@ -5,11 +5,9 @@ import contextlib
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,43 +37,31 @@ BIN = Path(__file__).resolve().parents[2] / "bin"
 
 
 class Run:
-    """The processes of a training run, `world` many, and its directory, which is created with the run.
+    """The processes of a training run, `world` many, and its directory, which `begin` creates.
 
-    Raises:
-        InputError: the machine cannot do what a flag asks for, or a batch cannot be shared equally.
+    InputError if the machine cannot do what a flag asks for, or a batch cannot be shared equally.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        # 1. Processes; all of them use the flags and the directory of the first
         cpu = not torch.accelerator.is_available()  # else accelerate starts no process group without a GPU
         if missing := set(args.report_to or ()) - {str(tracker) for tracker in get_available_trackers()}:
             raise InputError(f"--report_to {' '.join(missing)}: not installed; pip install it, or remove the flag")
         self.accelerator = Accelerator(cpu=cpu, log_with=args.report_to, project_dir=args.output_dir)
         self.first, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
-        vars(args).update(self.on_first(lambda: vars(args)))
+        vars(args).update(self.on_first(lambda: vars(args)))  # the other processes did not read those of the run
         for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
             if (size := vars(args).get(name, 0)) % self.world:
                 raise InputError(f"--{name} {size}: not divisible by {self.world} processes; batch sizes are totals")
-        self.args, self.directory = args, self.on_first(lambda: self._open_directory(args))
-        # 2. What may fail on this machine fails now, not after the data are loaded
+        self.args = args
         if args.tf32:
             torch.set_float32_matmul_precision("high")
         if cpu:
             keep_freed_memory()
-        try:
-            if args.torch_compile:
+        if args.torch_compile:  # what may fail on this machine fails now, not after the data are loaded
+            with _refused("--torch_compile"):
                 torch.compile(torch.nn.GELU())(torch.ones(64, device=self.accelerator.device))
-            self.accelerator.project_configuration.set_directories(str(self.directory))
-            names = {"wandb": {"name": args.run_name or self.directory.name}}
-            config = {name: value for name, value in plain(args).items() if isinstance(value, int | float | str)}
-            self.accelerator.init_trackers("kf-deberta-multitask", config, names)
-        except Exception as error:  # compilers and trackers raise types of their own
-            flags = " ".join(f"--{name}" for name in ("torch_compile", "report_to") if vars(args)[name])
-            raise InputError(f"{flags}: {one_line(error)}; remove the flag, or install what is missing") from error
 
-    def _open_directory(self, args: argparse.Namespace) -> Path:
-        directory = Path(args.resume) if args.resume else _new_directory(args)
-        weakref.finalize(self, _remove_if_unused, directory)
+    def _lock(self, directory: Path) -> Path:
         self.lock = FileLock(directory / ".lock")
         try:
             self.lock.acquire(blocking=False)
@@ -100,58 +86,56 @@ class Run:
     def share(self, batch: list[int]) -> list[int]:
         """Return this process's part of a batch; if there are no equal parts, all of it: the same gradient."""
         size, rest = divmod(len(batch), self.world)
-        rank = self.accelerator.process_index
-        return batch if rest else batch[rank * size : (rank + 1) * size]
+        start = self.accelerator.process_index * size
+        return batch if rest else batch[start : start + size]
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in place."""
-        if self.world == 1:
-            return
-        for work in [torch.distributed.all_reduce(tensor.div_(self.world), async_op=True) for tensor in tensors]:
-            work.wait()
+        for tensor in tensors if self.world > 1 else []:
+            torch.distributed.all_reduce(tensor.div_(self.world))
 
     def largest(self, number: int) -> int:
         """Return the largest of all processes' numbers."""
-        if self.world == 1:  # a GPU is not waited for
-            return number
-        return int(self.accelerator.gather(torch.tensor(number, device=self.accelerator.device)).max())
+        device = self.accelerator.device  # that of a single process is not waited for
+        return number if self.world == 1 else int(self.accelerator.gather(torch.tensor(number, device=device)).max())
 
     # The run
     def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> None:
-        """Score the untrained model on test and save what the run starts with; on --resume, check that it is the same.
-
-        Raises:
-            InputError: other data files, or another number of processes, than the run was started with.
-        """
-        self.facts = self.on_first(lambda: self._start(model, test, files))
+        """Score the untrained model on test and save what the run starts with; InputError if a resumed one differs."""
+        self.facts, self.directory = self.on_first(lambda: self._start(model, test, files))
         untrained = self.facts["baseline"]["cosine_spearman"]
         self.print(f"before training: {test.name} cosine Spearman {100 * untrained:.2f}")
+        self.accelerator.project_configuration.set_directories(str(self.directory))
+        names = {"wandb": {"name": self.args.run_name or self.directory.name}}
+        config = {name: value for name, value in plain(self.args).items() if isinstance(value, int | float | str)}
+        with _refused("--report_to"):
+            self.accelerator.init_trackers("kf-deberta-multitask", config, names)
 
-    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
-        """Write what args.json holds and return it, or read and check it on --resume."""
+    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> tuple[dict, Path]:
         root = self.args.dataset_path
         data = {path.relative_to(root).as_posix(): git_blob_id(path) for path in files}
         if self.args.resume:
-            facts = read_json(self.directory / STARTED)
+            directory = self._lock(Path(self.args.resume))
+            facts = read_json(directory / STARTED)
             if changed := {name for name, _ in data.items() ^ facts["data"].items()}:
-                raise InputError(f"{root / min(changed)}: not as it was when {self.directory} was started; restore it")
+                raise InputError(f"{root / min(changed)}: not as it was when {directory} was started; restore it")
             if (before := facts["processes"]) != self.world:
-                raise InputError(f"{self.directory}: started with {before} processes, not {self.world}; use as many")
-            return facts
+                raise InputError(f"{directory}: started with {before} processes, not {self.world}; use as many")
+            return facts, directory
         say(f"scoring the untrained model on {test.name}, {len(test.gold):,} pairs")
         base = Path(self.args.model_name_or_path)
         facts = {"script": Path(sys.argv[0]).name, "args": plain(self.args), "processes": self.world}
         facts["libraries"] = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
         facts |= {"data": data, "trained_on": {name: blob for name, blob in data.items() if "train" in name}}
         facts |= {"base": base.name if base.is_dir() else str(base), "base_on_hub": not base.is_dir()}
-        facts |= {"base_revision": model.revision}
+        facts |= {"base_revision": model.revision, "test_pairs": len(test.gold), "baseline": test(model)}
         if (base / STARTED).is_file():  # a run of ours: the card names what that one began with
             before = read_json(base / STARTED)
             facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
             facts["trained_on"] = before["trained_on"] | facts["trained_on"]
-        facts |= {"test_pairs": len(test.gold), "baseline": test(model)}
-        write_json(self.directory / STARTED, facts)
-        return facts
+        directory = self._lock(_new_directory(self.args))
+        write_json(directory / STARTED, facts)
+        return facts, directory
 
     def finish(self, model, test: PairEvaluator, stages: dict[str, tuple], kept: str = "", dev: dict = None) -> None:
         """Save the model, score it on test as it loads from disk, and write card, curves and results.json.
@@ -164,7 +148,6 @@ class Run:
 
     def _finish(self, model, test, stages, kept, dev) -> None:
         # 1. The model, and its figures as it loads from disk
-        say(f"saving the model to {self.directory}")
         with writing(self.directory, f"free space, then go on with --resume {self.directory}"):
             save_model(model, self.directory)
         if problem := format_problem(model):
@@ -173,7 +156,6 @@ class Run:
         say(f"scoring the final model on {test.name}, {len(test.gold):,} pairs")
         figures = test(final)
         # 2. What the run leaves
-        logs = {name: state.log for name, (_, state, _) in stages.items()}
         if not kept:
             *_, (_, state, _) = stages.values()
             kept, dev = f"round {state.best_round:,}", state.best_row
@@ -181,6 +163,7 @@ class Run:
         facts = self.facts | {"test": figures, "dev": dev, "kept": kept}
         facts["stages"] = [row for name, stage in stages.items() for row in stage_rows(name, *stage)]
         write_card(final, facts, self.directory)
+        logs = {name: state.log for name, (_, state, _) in stages.items()}
         draw_training_curves(logs, facts, self.directory / "training_curves.png")
         write_json(self.directory / FINISHED, facts)
         clean(self.directory)
@@ -188,8 +171,7 @@ class Run:
         self.print(f"\n{test.name} x100 (before -> after training)")
         for name, value in figures.items():
             self.print(f"  {name:<24} {100 * facts['baseline'][name]:6.2f} -> {100 * value:6.2f}")
-        before, best = (100 * row["cosine_spearman"] for row in (next(iter(logs.values()))[0], dev))
-        self.print(f"best on dev: {kept}, cosine Spearman {best:.2f}, before training {before:.2f}")
+        self.print(f"best on dev: {kept}, cosine Spearman {100 * dev['cosine_spearman']:.2f}")
         folder, data = shlex.quote(str(self.directory)), shlex.quote(str(self.args.dataset_path / "KorSTS"))
         flags = f"--model_name_or_path {folder} --sts_dataset_path {data}"
         self.print(f"model:     {self.directory}")
@@ -221,18 +203,16 @@ def _new_directory(args: argparse.Namespace) -> Path:
         time.sleep(0.2)
 
 
-def _remove_if_unused(directory: Path) -> None:
-    """Remove a directory in which no run has begun, because the data or the model could not be loaded."""
-    if not (directory / STARTED).exists():
-        shutil.rmtree(directory, ignore_errors=True)
+@contextlib.contextmanager
+def _refused(flag: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # compilers and trackers raise types of their own
+        raise InputError(f"{flag}: {one_line(error)}; remove the flag, or install what is missing") from error
 
 
 def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransformer:
-    """Load the base encoder with mean pooling, in float32, as the flags say.
-
-    Raises:
-        InputError: it cannot be loaded, has a default prompt, too few dimensions, or does not know these sentences.
-    """
+    """Load the base encoder with mean pooling, in float32, as the flags say; it must know these sentences."""
     name = args.model_name_or_path
     model = load_model(name, revision=args.revision, max_seq_length=args.max_seq_length, normalize=args.normalize)
     check_no_prompt(model, name)
