@@ -12,7 +12,7 @@ recipe does.
     python training_sts.py --resume              # the newest unfinished run
 """
 
-from kf_deberta.errors import run
+from kf_deberta.errors import InputError, run
 from kf_deberta.flags import Parser, Several, add_run_flags, count, not_negative, positive, seed, warmup
 from kf_deberta.training.resume import parse_flags
 
@@ -43,6 +43,8 @@ def main() -> None:
     """Train by the STS recipe."""
     # 1. Flags; then the libraries, which take seconds to import
     args = parse_flags(get_parser())
+    if args.sts_loss == "cosent" and args.batch_size < 2:
+        raise InputError("--sts_loss cosent compares the pairs of a batch; give --batch_size 2 or more")
     from sentence_transformers.sentence_transformer import losses
 
     from data_util import load_kor_sts, say_overlap

@@ -29,6 +29,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     A full disk, missing permissions and memory that is used up are one line too; with KF_DEBUG=1, below a traceback.
     """
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with contextlib.suppress(AttributeError):  # not a text file, as in some notebooks
         sys.stdout.reconfigure(errors="replace")  # Hangul on a terminal that has none
     rank = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0
@@ -50,7 +52,7 @@ def run(main: Callable[[], int | None]) -> None:
         if isinstance(error, InputError):
             message = str(error)
         elif is_out_of_memory(error):
-            message = f"out of memory ({one_line(error, 100)}); use smaller batches or models, or fewer workers"
+            message = f"out of memory ({one_line(error, 100)}); use smaller batches or fewer workers; then --resume"
         elif isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'output'}: {error.strerror}{REMEDIES.get(error.errno, '')}"
         else:  # not foreseen

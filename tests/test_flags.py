@@ -134,12 +134,13 @@ def test_what_a_terminal_cannot_show_is_replaced(encoding, shown):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_or_piped_standard_output_is_no_traceback():
+def test_a_full_closed_or_piped_standard_output_is_no_traceback():
     shell = (
         f'cd "{REPO}" && "{sys.executable}" -c "from kf_deberta.errors import run; run(lambda: print(\'x\' * {{}}))"'
     )
     for command, status, message in (
         (f"{shell.format(1)} > /dev/full", 2, b"error: output: No space left on device; free space\n"),
+        (f"{shell.format(1)} >&-", 0, b""),
         (f"{shell.format(10**6)} | head -c 1; exit ${{PIPESTATUS[0]}}", 141, b""),
     ):
         result = subprocess.run(command, shell=True, executable="/bin/bash", capture_output=True)
@@ -174,6 +175,7 @@ def test_a_write_check_leaves_nothing_behind(tmp_path):
 
 
 CASES = [
+    ([], ["--sts_loss", "cosent", "--batch_size", "1"], "--sts_loss cosent compares the pairs of a batch"),
     ([], ["--max_seq_length", "100000"], "--max_seq_length 100000; it takes 3 to 512 tokens"),
     ([], ["--matryoshka_dims", "9999"], "toy-base has 32 dimensions"),
     ([], ["--report_to", "wandb"], "--report_to"),

@@ -126,8 +126,10 @@ def test_torchrun_ends_with_one_line(two):
     assert re.search(r"exitcode +: 2 ", torchruns)
 
 
-def test_a_process_that_waits_alone_says_so_and_dies_of_sigterm(toy_base, toy_data, tmp_path):
+def test_a_process_that_waits_alone_says_so_and_dies_of_sigterm(toy_base, toy_data, tmp_path, run_script):
     flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--output_dir", tmp_path]
+    done = run_script("training_sts.py", *flags, env={"WORLD_SIZE": "2", "RANK": "0"})
+    assert done.returncode == 2 and "WORLD_SIZE is 2, but MASTER_ADDR is not set; start with torchrun" in done.stderr
     place = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29377"}
     command = [sys.executable, str(REPO / "training_sts.py"), *map(str, flags)]
     with subprocess.Popen(command, env=os.environ | place, stderr=subprocess.PIPE, text=True) as process:

@@ -40,8 +40,10 @@ def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
             sys.exit(0)
         args.resume, args.revision = str(directory), facts["base_revision"] or args.revision  # main may have moved
     check_writable(Path(args.resume or args.output_dir))
-    world = os.environ.get("WORLD_SIZE", "1")
-    meeting = f", then meeting {world} processes at {os.environ.get('MASTER_ADDR')}" if world != "1" else ""
+    world, address = os.environ.get("WORLD_SIZE", "1"), os.environ.get("MASTER_ADDR")
+    if world != "1" and not address:
+        raise InputError(f"WORLD_SIZE is {world}, but MASTER_ADDR is not set; start with torchrun, or unset it")
+    meeting = f", then meeting {world} processes at {address}" if world != "1" else ""
     say(f"loading libraries{meeting}")
     return args
 

@@ -5,9 +5,11 @@ import contextlib
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,31 +39,42 @@ BIN = Path(__file__).resolve().parents[2] / "bin"
 
 
 class Run:
-    """The processes of a training run, `world` many, and its directory, which `begin` creates.
+    """The processes of a training run, `world` many, and its directory, which is created with the run.
 
     InputError if the machine cannot do what a flag asks for, or a batch cannot be shared equally.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
+        # 1. Processes; all of them use the flags and the directory of the first
         cpu = not torch.accelerator.is_available()  # else accelerate starts no process group without a GPU
         if missing := set(args.report_to or ()) - {str(tracker) for tracker in get_available_trackers()}:
             raise InputError(f"--report_to {' '.join(missing)}: not installed; pip install it, or remove the flag")
         self.accelerator = Accelerator(cpu=cpu, log_with=args.report_to, project_dir=args.output_dir)
         self.first, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
-        vars(args).update(self.on_first(lambda: vars(args)))  # the other processes did not read those of the run
+        vars(args).update(self.on_first(lambda: vars(args)))
         for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
             if (size := vars(args).get(name, 0)) % self.world:
                 raise InputError(f"--{name} {size}: not divisible by {self.world} processes; batch sizes are totals")
-        self.args = args
+        self.args, self.directory = args, self.on_first(lambda: self._open_directory(args))
+        # 2. What may fail on this machine fails now, not after the data are loaded
         if args.tf32:
             torch.set_float32_matmul_precision("high")
         if cpu:
             keep_freed_memory()
-        if args.torch_compile:  # what may fail on this machine fails now, not after the data are loaded
-            with _refused("--torch_compile"):
+        try:
+            if args.torch_compile:
                 torch.compile(torch.nn.GELU())(torch.ones(64, device=self.accelerator.device))
+            self.accelerator.project_configuration.set_directories(str(self.directory))
+            names = {"wandb": {"name": args.run_name or self.directory.name}}
+            config = {name: value for name, value in plain(args).items() if isinstance(value, int | float | str)}
+            self.accelerator.init_trackers("kf-deberta-multitask", config, names)
+        except Exception as error:  # compilers and trackers raise types of their own
+            flags = " ".join(f"--{name}" for name in ("torch_compile", "report_to") if vars(args)[name])
+            raise InputError(f"{flags}: {one_line(error)}; remove the flag, or install what is missing") from error
 
-    def _lock(self, directory: Path) -> Path:
+    def _open_directory(self, args: argparse.Namespace) -> Path:
+        directory = Path(args.resume) if args.resume else _new_directory(args)
+        weakref.finalize(self, _remove_if_unused, directory)
         self.lock = FileLock(directory / ".lock")
         try:
             self.lock.acquire(blocking=False)
@@ -91,37 +104,33 @@ class Run:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in place."""
-        for tensor in tensors if self.world > 1 else []:
-            torch.distributed.all_reduce(tensor.div_(self.world))
+        tensors = tensors if self.world > 1 else []
+        for work in [torch.distributed.all_reduce(tensor.div_(self.world), async_op=True) for tensor in tensors]:
+            work.wait()
 
     def largest(self, number: int) -> int:
         """Return the largest of all processes' numbers."""
-        device = self.accelerator.device  # that of a single process is not waited for
-        return number if self.world == 1 else int(self.accelerator.gather(torch.tensor(number, device=device)).max())
+        if self.world == 1:  # a GPU is not waited for
+            return number
+        return int(self.accelerator.gather(torch.tensor(number, device=self.accelerator.device)).max())
 
     # The run
     def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> None:
         """Score the untrained model on test and save what the run starts with; InputError if a resumed one differs."""
-        self.facts, self.directory = self.on_first(lambda: self._start(model, test, files))
+        self.facts = self.on_first(lambda: self._start(model, test, files))
         untrained = self.facts["baseline"]["cosine_spearman"]
         self.print(f"before training: {test.name} cosine Spearman {100 * untrained:.2f}")
-        self.accelerator.project_configuration.set_directories(str(self.directory))
-        names = {"wandb": {"name": self.args.run_name or self.directory.name}}
-        config = {name: value for name, value in plain(self.args).items() if isinstance(value, int | float | str)}
-        with _refused("--report_to"):
-            self.accelerator.init_trackers("kf-deberta-multitask", config, names)
 
-    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> tuple[dict, Path]:
+    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
         root = self.args.dataset_path
         data = {path.relative_to(root).as_posix(): git_blob_id(path) for path in files}
         if self.args.resume:
-            directory = self._lock(Path(self.args.resume))
-            facts = read_json(directory / STARTED)
+            facts = read_json(self.directory / STARTED)
             if changed := {name for name, _ in data.items() ^ facts["data"].items()}:
-                raise InputError(f"{root / min(changed)}: not as it was when {directory} was started; restore it")
+                raise InputError(f"{root / min(changed)}: not as it was when {self.directory} was started; restore it")
             if (before := facts["processes"]) != self.world:
-                raise InputError(f"{directory}: started with {before} processes, not {self.world}; use as many")
-            return facts, directory
+                raise InputError(f"{self.directory}: started with {before} processes, not {self.world}; use as many")
+            return facts
         say(f"scoring the untrained model on {test.name}, {len(test.gold):,} pairs")
         base = Path(self.args.model_name_or_path)
         facts = {"script": Path(sys.argv[0]).name, "args": plain(self.args), "processes": self.world}
@@ -133,9 +142,8 @@ class Run:
             before = read_json(base / STARTED)
             facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
             facts["trained_on"] = before["trained_on"] | facts["trained_on"]
-        directory = self._lock(_new_directory(self.args))
-        write_json(directory / STARTED, facts)
-        return facts, directory
+        write_json(self.directory / STARTED, facts)
+        return facts
 
     def finish(self, model, test: PairEvaluator, stages: dict[str, tuple], kept: str = "", dev: dict = None) -> None:
         """Save the model, score it on test as it loads from disk, and write card, curves and results.json.
@@ -156,6 +164,7 @@ class Run:
         say(f"scoring the final model on {test.name}, {len(test.gold):,} pairs")
         figures = test(final)
         # 2. What the run leaves
+        logs = {name: state.log for name, (_, state, _) in stages.items()}
         if not kept:
             *_, (_, state, _) = stages.values()
             kept, dev = f"round {state.best_round:,}", state.best_row
@@ -163,7 +172,6 @@ class Run:
         facts = self.facts | {"test": figures, "dev": dev, "kept": kept}
         facts["stages"] = [row for name, stage in stages.items() for row in stage_rows(name, *stage)]
         write_card(final, facts, self.directory)
-        logs = {name: state.log for name, (_, state, _) in stages.items()}
         draw_training_curves(logs, facts, self.directory / "training_curves.png")
         write_json(self.directory / FINISHED, facts)
         clean(self.directory)
@@ -203,12 +211,10 @@ def _new_directory(args: argparse.Namespace) -> Path:
         time.sleep(0.2)
 
 
-@contextlib.contextmanager
-def _refused(flag: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # compilers and trackers raise types of their own
-        raise InputError(f"{flag}: {one_line(error)}; remove the flag, or install what is missing") from error
+def _remove_if_unused(directory: Path) -> None:
+    """Remove a directory in which no run has begun, because the data or the model could not be loaded."""
+    if not (directory / STARTED).exists():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransformer:
