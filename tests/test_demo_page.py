@@ -96,7 +96,7 @@ def test_what_the_page_cannot_use_is_one_line(graph, tmp_path, monkeypatch, caps
         assert match in line and not (tmp_path / "page").exists()
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused("--onnx", tmp_path / "none.onnx", match="none.onnx: no such file")
+    refused("--onnx", tmp_path / "none.onnx", match="none.onnx: not a usable ONNX graph")
     refused("--onnx", graph, "--corpus", tmp_path / "none.txt", match="none.txt: No such file")
     refused("--onnx", graph, match="npm: not found")
     (tmp_path / "large.onnx_data").touch()

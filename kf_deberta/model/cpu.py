@@ -5,6 +5,7 @@ is part of torch, uses AVX-512 if the processor has it. Both sum in float32, in 
 rounding.
 """
 
+import contextlib
 import ctypes
 from pathlib import Path
 
@@ -20,20 +21,18 @@ def use_onednn_linear(model: nn.Module) -> int:
     Parameters, names and state dict stay. Only float32 on the CPU goes through oneDNN; anything else, autocast,
     torch.compile and export use the library's code at each call.
     """
-    if not _worthwhile():
-        return 0
-    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
+    linear = [module for module in model.modules() if type(module) is nn.Linear] if _worthwhile() else []
+    layers = [layer for layer in linear if layer.weight.numel() >= MIN_WEIGHTS]
     for layer in layers:
         layer.__class__ = OneDnnLinear
     return len(layers)
 
 
 def _worthwhile() -> bool:
-    """Return whether this processor has AVX-512 that MKL does not use, and this torch has the operator."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
+    """Return whether this processor has AVX-512 that MKL does not use."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+    is_amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class OneDnnLinear(nn.Linear):
@@ -55,10 +54,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
-        try:
-            return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-        except RuntimeError:  # oneDNN does not say that memory is used up, torch does
-            return nn.functional.linear(a, b, bias)
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -71,16 +67,15 @@ class _Product(torch.autograd.Function):
         )
 
 
-def keep_freed_memory() -> bool:
-    """Make this process keep and reuse the memory it frees; return False if the C library is not glibc.
+def keep_freed_memory() -> None:
+    """Make this process keep and reuse the memory it frees, if its C library is glibc.
 
     glibc returns large blocks to the system when they are freed. The next training step gets them back page by page,
     each page zeroed by the kernel: for the gradient of 99.8 million embedding parameters that takes longer than
     AdamW's pass. Call it before the model is loaded; it holds until the process ends.
     """
     trim_threshold, mmap_max = -1, -4  # numbers of mallopt's parameters, from malloc.h
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
