@@ -29,10 +29,7 @@ MAX_FILE_BYTES = 1_900_000_000
 
 
 class PooledEncoder(nn.Module):
-    """The modules of a SentenceTransformer as one module on two tensors.
-
-    A float16 encoder is pooled in float32: a sum over 512 tokens would lose digits.
-    """
+    """The modules of a SentenceTransformer as one on two tensors. A float16 encoder is pooled in float32."""
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype) -> None:
         super().__init__()

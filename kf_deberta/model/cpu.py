@@ -15,17 +15,15 @@ from torch import Tensor, nn
 MIN_WEIGHTS = 384 * 384  # below this a call costs more than its product saves
 
 
-def use_onednn_linear(model: nn.Module) -> int:
-    """Run large nn.Linear layers of `model` through oneDNN, in place, if this processor gains; return how many.
+def use_onednn_linear(model: nn.Module) -> None:
+    """Run large nn.Linear layers of `model` through oneDNN, in place, if this processor gains.
 
     Parameters, names and state dict stay. Only float32 on the CPU goes through oneDNN; anything else, autocast,
     torch.compile and export use the library's code at each call.
     """
-    linear = [module for module in model.modules() if type(module) is nn.Linear] if _worthwhile() else []
-    layers = [layer for layer in linear if layer.weight.numel() >= MIN_WEIGHTS]
-    for layer in layers:
+    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
+    for layer in layers if _worthwhile() else []:
         layer.__class__ = OneDnnLinear
-    return len(layers)
 
 
 def _worthwhile() -> bool:
@@ -40,8 +38,7 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        tensors = (input, self.weight) if self.bias is None else (input, self.weight, self.bias)
-        plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        plain = all(x.dtype is torch.float32 and x.device.type == "cpu" for x in (input, self.weight))
         if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or input.numel() == 0:
             return super().forward(input)
         output = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)

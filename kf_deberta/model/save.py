@@ -45,10 +45,8 @@ def format_problem(model: SentenceTransformer) -> str | None:
         if type(module) is Pooling:
             if _modes(module) != sorted(_modes(module), key=MODES.index):
                 return f"{name} concatenates in the order {', '.join(_modes(module))}"
-        elif {module.module_input_name, module.module_output_name} != {"sentence_embedding"}:
-            return f"{name} works on {module.module_input_name}"
-        elif type(module) is Dense and module.use_residual:
-            return f"{name} has a residual connection"
+        elif module.module_input_name != "sentence_embedding" or getattr(module, "use_residual", False):
+            return f"{name} is not a plain layer on sentence_embedding"
     return None
 
 
