@@ -38,8 +38,7 @@ def main() -> None:
     # whatever the locale, the bytes of the command line are UTF-8
     queries = [compose_hangul(os.fsencode(query).decode("utf-8", "replace"), "query") for query in args.query]
     if not queries:
-        examples = REPO / "sample" / "search_queries.txt"
-        queries = read_sentences(examples if sys.stdin.isatty() else Path("/dev/stdin"))
+        queries = read_sentences(REPO / "sample" / "search_queries.txt" if sys.stdin.isatty() else Path("/dev/stdin"))
 
     # 3. Embeddings of length 1, so that their products are cosines
     if args.onnx:

@@ -80,9 +80,8 @@ def child(*arguments) -> int:
 
 def train(recipe: str, flags: list[str], kill_at: int = 0) -> None:
     """Run a recipe with its output in the file `log` and, unless it is killed, its number of events in `events`."""
-    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
     module, output, seen = __import__(f"training_{recipe}"), os.path.abspath("out"), 0
     sys.argv = [module.__file__, *flags]
 

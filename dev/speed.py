@@ -90,7 +90,7 @@ def train(args, folder: Path) -> None:
     cpu.keep_freed_memory()
     # kf-deberta-base's shape
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "position_buckets": 256}
-    base = AutoModel.from_pretrained(build_base(folder, num_hidden_layers=args.layers, **sizes))
+    base = AutoModel.from_pretrained(build_base(folder := folder / "base", num_hidden_layers=args.layers, **sizes))
     base.resize_token_embeddings(max(args.vocab, base.config.vocab_size), mean_resizing=False)
     base.save_pretrained(folder)
     loaded = partial(load_model, str(folder), device=args.device, max_seq_length=128)

@@ -41,8 +41,7 @@ class OneDnnLinear(nn.Linear):
         plain = all(x.dtype is torch.float32 and x.device.type == "cpu" for x in (input, self.weight))
         if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or input.numel() == 0:
             return super().forward(input)
-        output = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
-        return output.view(*input.shape[:-1], self.out_features)
+        return _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias).view(*input.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
