@@ -27,14 +27,12 @@ from kf_deberta.flags import DATASET_PATH, Parser, Several, add_model_flags, cou
 
 DEFAULT_MODEL = "upskyy/kf-deberta-multitask"
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "numpy", "scipy")
-MIN_BOOTSTRAP_ROWS = 10  # fewer pairs often draw a resample of equal scores, which has no correlation
 
 
 def main() -> int:
     """Score, print, save; 0, or 2 if a row has no figures."""
     # 1. Flags; what can never work is refused before anything is loaded
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     several = {"nargs": "+", "action": "extend", "default": []}
     add_model_flags(parser, help=f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})", **several)
     add("--prompt", help="text put before every sentence, '' for none (default: the model's own)")
@@ -76,7 +74,7 @@ def main() -> int:
         if path.suffix not in endings or path in map(Path, names):
             raise InputError(f"{path}: name a file that ends with {' or '.join(endings)} and is not one of --data")
         check_writable(path.parent)
-    from kf_deberta.data.official import BLOB_IDS, ensure_kor_nlu_datasets
+    from kf_deberta.data.official import ensure_kor_nlu_datasets
     from kf_deberta.data.pairs import SCALE, load_pairs
     from kf_deberta.evaluation.bootstrap import add_bootstrap
     from kf_deberta.evaluation.report import COMPARABLE_ROWS, errors_table, published_table, report, write_results
@@ -98,16 +96,12 @@ def main() -> int:
         pairs = load_pairs(str(korsts / f"sts-{args.split}.tsv") if name == "korsts" else name, *options)
         check_gold(pairs.gold, pairs.name, pairs.scale)
         data[pairs.name] = pairs
-    official = BLOB_IDS["KorSTS/sts-test.tsv"] in [pairs.blob_id for pairs in data.values()]
-    if args.reproduces and not (official and None in args.truncate_dims and "float32" in args.precision):
-        raise InputError("--reproduces compares whole float32 embeddings on KorSTS test; omit it, or what differs")
     sentences = [text for pairs in data.values() for text in (*pairs.sentences1, *pairs.sentences2)]
 
     # 3. Every model once, on all data; what is done is saved before the next one starts
     say("loading libraries")  # 5 seconds and more
     details = ["bfloat16"] * args.bf16 + ["normalized"] * args.normalize
-    details += [f"{args.pooling} pooling"] if args.pooling else []
-    details += [f"prompt {args.prompt!r}"] if args.prompt is not None else []
+    details += [f"{args.pooling} pooling"] * bool(args.pooling) + [f"prompt {args.prompt!r}"] * bool(args.prompt)
     versions = " ".join(f"{library}=={importlib.metadata.version(library)}" for library in LIBRARIES)
     about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
     results = []  # records, each with its similarities, (4, pairs), or None if its `error` says why there are none
@@ -122,8 +116,8 @@ def main() -> int:
                 facts |= {"sentences": len(embedded.embeddings), "seconds": time.perf_counter() - start}
             variants = itertools.product(args.truncate_dims, args.precision)
             for dimension, precision in variants if embedded else [(None, "float32")]:
-                words = details + ([f"first {dimension} dimensions"] if dimension else [])
-                words += [precision] if precision != "float32" else []
+                words = details + [f"first {dimension} dimensions"] * bool(dimension)
+                words += [precision] * (precision != "float32")
                 record = facts | {"dimensions": dimension, "precision": precision}
                 record["label"] = f"{name} ({', '.join(words)})" if words else name
                 changed = attempt(record, transform, embedded, dimension, precision, args.normalize)
@@ -141,7 +135,7 @@ def main() -> int:
     # 4. Intervals and paired differences
     for pairs in data.values() if args.bootstrap else []:
         on_these = [(record, values) for record, values in scored if record["data"] == pairs.name]
-        if on_these and len(pairs.gold) >= MIN_BOOTSTRAP_ROWS:
+        if on_these and len(pairs.gold) >= 10:  # fewer often draw a resample of equal scores, without a correlation
             add_bootstrap(*zip(*on_these, strict=True), pairs.gold, args.bootstrap, args.seed)
     for path in args.output:
         write_results(path, records)
@@ -169,8 +163,8 @@ def load_encoder(name: str, args: argparse.Namespace, sentences: list[str]) -> t
     from kf_deberta.evaluation.report import published_pooling
     from kf_deberta.model.load import check_vocabulary, describe, load_model
 
-    pooling = args.pooling or published_pooling(name)
-    model = load_model(name, revision=args.revision, device=args.device, pooling=pooling, prompt=args.prompt)
+    options = {"pooling": args.pooling or published_pooling(name), "prompt": args.prompt}
+    model = load_model(name, revision=args.revision, device=args.device, **options)
     check_vocabulary(model, sentences, name)
 
     def encode(texts: list[str]):
@@ -188,11 +182,10 @@ def attempt(record: dict, action: Callable, *arguments) -> object:
         return None
     try:
         return action(*arguments)
-    except InputError as failure:
-        record["error"] = str(failure)
     except Exception as failure:  # a foreign model's modules may raise anything
-        reason = f"encoding failed ({type(failure).__name__}: {one_line(failure)})"
-        record["error"] = "out of memory; lower --batch_size" if is_out_of_memory(failure) else reason
+        record["error"] = one_line(failure, 500)
+        if is_out_of_memory(failure):
+            record["error"] = "out of memory; lower --batch_size"
 
 
 if __name__ == "__main__":

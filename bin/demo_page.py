@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPO))
 from kf_deberta.data.tsv import read_sentences
 from kf_deberta.errors import InputError, check_writable, run, say, write_atomically
 from kf_deberta.flags import Parser, file_path
-from kf_deberta.model.onnx_encoder import EXPORT_AGAIN, OnnxEncoder, model_of
+from kf_deberta.model.onnx_encoder import OnnxEncoder, model_of
 
 SENTENCES = ["고객이 은행에 빌린 돈을 갚는다.", "비트코인을 사는 투자자가 있다.", "아이들이 공원에서 뛰어논다."]
 PACKAGES = ("onnxruntime-web@1.30.0", "@huggingface/tokenizers@0.2.0")
@@ -47,25 +47,21 @@ def main() -> None:
         raise InputError(f"{args.output_dir}: has files that are not of a page; choose another folder")
 
     # 2. Graph and sentences
-    if Path(f"{args.onnx}_data").exists():
-        raise InputError(f"{args.onnx}: too large for a browser; give the int8 graph of export_onnx.py --quantize")
     length = (OnnxEncoder(args.onnx, device="cpu").tokenizer.truncation or {"max_length": 512})["max_length"]
     home = args.onnx.parent if (args.onnx.parent / TOKENIZER[0]).is_file() else args.onnx.parent.parent
-    if not (home / TOKENIZER[1]).is_file():
-        raise InputError(f"{home / TOKENIZER[1]}: no such file; {EXPORT_AGAIN}")
-    name = model_of(args.onnx) or (home.resolve().name if args.onnx.parent.name == "onnx" else args.onnx.stem)
+    name = model_of(args.onnx) or args.onnx.stem
     sentences = [*read_sentences(REPO / "sample" / "search_queries.txt"), *SENTENCES]
     corpus = read_sentences(args.corpus or REPO / "sample" / "search_corpus.txt")
     template = jinja2.Template((REPO / "kf_deberta" / "export" / "page.html").read_text(encoding="utf-8"))
     page = template.render(name=name, length=length, sentences=sentences, corpus=corpus, size=args.onnx.stat().st_size)
 
     # 3. Libraries, and the folder, which replaces a former page as a whole
-    if (npm := shutil.which("npm")) is None:
+    if not shutil.which("npm"):
         raise InputError("npm: not found; install Node.js 18 or newer, which has it (Debian: apt install npm)")
     say(f"fetching {' and '.join(PACKAGES)}")
     with tempfile.TemporaryDirectory() as modules, write_atomically(folder) as work:
         options = ["--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
-        command = [npm, "install", *options, "--prefix", modules, *PACKAGES]
+        command = ["npm", "install", *options, "--prefix", modules, *PACKAGES]
         if (result := subprocess.run(command, capture_output=True, text=True)).returncode:
             raise InputError(f"npm: failed ({' '.join(result.stderr.split())[:300]}); it needs its registry once")
         files = {file: Path(modules, "node_modules", source) for file, source in LIBRARIES.items()}

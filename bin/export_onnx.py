@@ -11,7 +11,6 @@ one model's graphs, its tokenizer and a README that says how to use them.
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -28,10 +27,10 @@ HUB_NAMES = {"float32": "model.onnx", "int8": "model_quantized.onnx", "float16":
 WORK = ".part-export"
 
 
-def get_parser() -> Parser:
-    """Return the flags."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
+def main() -> None:
+    """Export into a temporary directory, check, move into place."""
+    # 1. Flags, and what could be in the way
+    add = (parser := Parser(__doc__)).add_argument
     add_model_flags(parser, default="upskyy/kf-deberta-multitask")
     add("--max_seq_length", type=count, help="tokens after which a sentence is truncated (default: the model's)")
     add("--normalize", action="store_true", help="scale embeddings to length 1 inside the graph")
@@ -45,21 +44,13 @@ def get_parser() -> Parser:
     add("--into_model_dir", action="store_true", help="save the graphs in onnx/ of the model's own directory instead")
     data = "directory of sts-test.tsv, on which --quantize compares torch, float32 and int8"
     add("--sts_dataset_path", type=file_path, default=DATASET_PATH / "KorSTS", help=data)
-    return parser
-
-
-def main() -> None:
-    """Export into a temporary directory, check, move into place."""
-    # 1. Flags, and what could be in the way
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     name = args.model_name_or_path
     local = Path(name).is_dir()
     title = Path(name).resolve().name if local else name
     if args.into_model_dir and not local:
         raise InputError(f"--into_model_dir: {name} is not a local directory; omit the flag")
-    if (args.force or args.reduce_range != "auto") and not args.quantize:
-        raise InputError("--force and --reduce_range have no effect without --quantize; add it, or omit them")
-    stem = re.sub(r"[^\w.-]", "_", title.rpartition("/")[2])
+    stem = Path(title).name
     names = HUB_NAMES if args.into_model_dir else {kind: text.format(stem) for kind, text in NAMES.items()}
     folder = Path(name) / "onnx" if args.into_model_dir else args.output_dir
     check_writable(folder)
@@ -125,10 +116,8 @@ def main() -> None:
         for path in [file for old in names.values() for file in graph_files(folder / old)]:
             path.unlink()
         new = [file for path in graphs.values() for file in graph_files(path)]
-        keep = new if args.into_model_dir else sorted(work.iterdir(), key=lambda path: path in new)
-        for path in keep:
-            target = folder / path.name
-            if target.is_dir():
+        for path in new if args.into_model_dir else sorted(work.iterdir(), key=lambda path: path in new):
+            if (target := folder / path.name).is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
     finally:

@@ -17,15 +17,14 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 from kf_deberta.data.tsv import compose_hangul, read_sentences
-from kf_deberta.errors import InputError, run, say
+from kf_deberta.errors import run, say
 from kf_deberta.flags import Parser, add_model_flags, count, file_path
 
 
 def main() -> None:
     """Embed corpus and queries, and print the nearest sentences of each query."""
     # 1. Flags
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("query", nargs="*", help="queries (default: lines of standard input; at a terminal, three examples)")
     add("--corpus", type=file_path, help="the sentences to search (default: nine sentences on finance)")
     add("--top_k", type=count, default=5, help="sentences shown for each query")
@@ -33,16 +32,13 @@ def main() -> None:
     add("--device", help="torch device (default: GPU if available)")
     add_model_flags(parser, default="upskyy/kf-deberta-multitask")
     args = parser.parse_args()
-    if args.onnx and (args.revision or args.pooling):
-        raise InputError("--revision and --pooling have no effect with --onnx; omit them")
 
     # 2. Sentences
     corpus = read_sentences(args.corpus or REPO / "sample" / "search_corpus.txt")
     # whatever the locale, the bytes of the command line are UTF-8
     queries = [compose_hangul(os.fsencode(query).decode("utf-8", "replace"), "query") for query in args.query]
     if not queries:
-        examples = REPO / "sample" / "search_queries.txt"
-        queries = read_sentences(examples if sys.stdin.isatty() else Path("/dev/stdin"))
+        queries = read_sentences(REPO / "sample" / "search_queries.txt" if sys.stdin.isatty() else Path("/dev/stdin"))
 
     # 3. Embeddings of length 1, so that their products are cosines
     if args.onnx:
@@ -54,8 +50,8 @@ def main() -> None:
         from kf_deberta.evaluation.report import published_pooling
         from kf_deberta.model.load import load_model
 
-        options = {"revision": args.revision, "pooling": args.pooling or published_pooling(args.model_name_or_path)}
-        model = load_model(args.model_name_or_path, device=args.device, **options)
+        pooling = args.pooling or published_pooling(args.model_name_or_path)
+        model = load_model(args.model_name_or_path, revision=args.revision, device=args.device, pooling=pooling)
     embeddings = model.encode([*queries, *corpus], show_progress_bar=sys.stderr.isatty())
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
 

@@ -10,11 +10,7 @@ setup_venv() {
             case "$version" in 3.11 | 3.12 | 3.13) break ;; esac
         done
         echo "== making .venv with $python ($version)"
-        "$python" -m venv --clear .venv || {
-            rm -rf .venv
-            echo "error: $python cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2
-            return 2
-        }
+        "$python" -m venv --clear .venv || { echo "error: $python has no venv (Debian: apt install python3-venv)" >&2; return 2; }
     fi
     stamp=$(cat "$@" | cksum)
     if [ "$(cat ".venv/installed-$1" 2>/dev/null)" != "$stamp" ]; then

@@ -1,14 +1,11 @@
 """Kill a training run at every file-system event in its output directory,
 resume it, and compare what it leaves with the unbroken run.
 
-An audit hook counts the events (mkdir, open for writing, rename, remove) and
-sends SIGKILL before event N. Weights, CSV files, figures and file names count.
-
     python dev/kill_walk.py --model_name_or_path BASE --dataset_path DATA \\
         --recipes sts --every 7
 
-BASE should be tiny (sample/build_base.py builds one). Prints one line per
-recipe; exit status 1 if a run differs.
+Weights, CSV files, figures and file names count. BASE should be tiny
+(sample/build_base.py builds one). The exit status is 1 if a run differs.
 """
 
 import collections
@@ -33,22 +30,19 @@ FLAGS = ["--eval_steps", "2", "--save_steps", "1", "--logging_steps", "1", "--ou
 
 def main() -> int:
     """Walk over the events of each recipe."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("--model_name_or_path", type=model_name, required=True, help="tiny base encoder")
     add("--dataset_path", type=file_path, required=True, help="directory of KorNLI/ and KorSTS/")
     add("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes")
     add("--every", type=count, default=1, help="kill at every N-th event only")
-    add("--max_rounds", type=count, default=3, help="rounds of each run, or of each stage")
     args = parser.parse_args()
     import torch
-    from matplotlib.figure import Figure  # noqa: F401 (once, for all children)
 
-    import kf_deberta.training.loop  # noqa: F401
+    import kf_deberta.training.loop  # noqa: F401 (once, for all children)
 
     torch.set_num_threads(1)  # a forked child must not wait for its parent's threads
     base, data = (str(Path(place).resolve()) for place in (args.model_name_or_path, args.dataset_path))
-    flags = ["--model_name_or_path", base, "--dataset_path", data, "--max_rounds", str(args.max_rounds), *FLAGS]
+    flags = ["--model_name_or_path", base, "--dataset_path", data, "--max_rounds", "3", *FLAGS]
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         return max(walk(recipe, flags + RECIPES[recipe], args.every) for recipe in args.recipes)
@@ -67,8 +61,8 @@ def walk(recipe: str, flags: list[str], every: int) -> int:
             status, end = 0 if finished else child(recipe, flags), "nothing to resume"
         found = outcome() if status == 0 else {"exit status": status}
         if found != expected:
-            end, keys = "different", expected.keys() | found.keys()
-            wrong = sorted(key for key in keys if expected.get(key, 0) != found.get(key, 0))
+            end, keys = "different", sorted(expected.keys() | found.keys())
+            wrong = [key for key in keys if expected.get(key, 0) != found.get(key, 0)]
             print(f"{recipe}: killed at event {number}: {', '.join(wrong)} differ", flush=True)
         ends[end] += 1
     shutil.rmtree("out")
@@ -86,16 +80,15 @@ def child(*arguments) -> int:
 
 def train(recipe: str, flags: list[str], kill_at: int = 0) -> None:
     """Run a recipe with its output in the file `log` and, unless it is killed, its number of events in `events`."""
-    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
     module, output, seen = __import__(f"training_{recipe}"), os.path.abspath("out"), 0
     sys.argv = [module.__file__, *flags]
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal seen
-        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
-        changes |= event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        changes = writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
         # shutil.rmtree names files relative to a directory's descriptor
         by_descriptor = event in ("os.remove", "os.rmdir") and arguments[-1] not in (-1, None)
         if changes and (by_descriptor or os.path.abspath(str(arguments[0])).startswith(output)):
@@ -114,11 +107,9 @@ def outcome() -> dict[str, object]:
     """Return what the newest run in out/ left: every file by name, with the content that a broken run must equal."""
     newest = max((path.parent for path in Path("out").glob(f"*/{FINISHED}")), key=lambda path: path.name[-19:])
     facts = json.loads((newest / FINISHED).read_text())
-    found: dict[str, object] = {name: facts[name] for name in ("baseline", "dev", "test", "stages")}
-    for file in newest.rglob("*"):
-        has_figures = file.suffix in (".safetensors", ".csv")
-        found[str(file.relative_to(newest))] = file.read_bytes() if has_figures else None
-    return found
+    figures = {name: facts[name] for name in ("baseline", "dev", "test", "stages")}
+    compared = {file: file.suffix in (".safetensors", ".csv") for file in newest.rglob("*")}
+    return figures | {str(f.relative_to(newest)): f.read_bytes() if whole else None for f, whole in compared.items()}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ shown for all.
     python dev/recipes.py                # published and recommended, 3 seeds
     python dev/recipes.py --flags=--bf16 --seeds 1 2 3 --against published2 \\
         --add "published2: training_multi_task.py --num_epochs 2"
-    python dev/recipes.py --recipes short \\
-        --add "short: training_sts.py --num_epochs 1"
 """
 
 import json
@@ -19,12 +17,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from kf_deberta.errors import InputError, run, write_atomically
+from kf_deberta.errors import InputError, run
 from kf_deberta.flags import DATASET_PATH, Parser, Several, file_path, model_name, seed
 from kf_deberta.training.resume import FINISHED, STARTED
 
 RECIPES = {"published": "training_multi_task.py", "recommended": "training_recommended.py"}
-RESAMPLES = 1000
 
 
 def train(words: list[str], folder: Path) -> tuple[Path, float]:
@@ -38,8 +35,7 @@ def train(words: list[str], folder: Path) -> tuple[Path, float]:
         print(f"== {shlex.join(command)}", file=sys.stderr)
         status = subprocess.run([sys.executable, *command], stdout=sys.stderr).returncode
         spent += sum(os.times()[2:4]) - before  # of child processes
-        with write_atomically(cost) as path:
-            path.write_text(json.dumps(spent))
+        cost.write_text(json.dumps(spent))
         if status:
             raise InputError(f"{folder}: ended with status {status}; start again to go on")
     return sorted(folder.glob(f"*/{FINISHED}"))[-1].parent, spent
@@ -48,11 +44,9 @@ def train(words: list[str], folder: Path) -> tuple[Path, float]:
 def main() -> None:
     """Train what is missing, print the table after every seed."""
     # 1. Flags
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("--recipes", nargs="+", metavar="NAME", help="names of recipes (default: all)")
-    more = "more recipes, each 'name: script flags' (default: none)"
-    add("--add", nargs="+", default=[], metavar="RECIPE", help=more)
+    add("--add", nargs="+", default=[], metavar="RECIPE", help="others, each 'name: script flags' (default: none)")
     add("--against", default="published", metavar="NAME", help="recipe that the others are compared with")
     add("--seeds", type=seed, action=Several, default=[1, 2, 3], help="seeds of every recipe")
     add("--model_name_or_path", type=model_name, default="kakaobank/kf-deberta-base", help="base encoder")
@@ -89,7 +83,7 @@ def main() -> None:
             facts = json.loads((model / FINISHED).read_text(encoding="utf-8"))
             row = {"dev": 100 * facts["dev"]["cosine_spearman"], "minutes": seconds / 60}
             row["figures"] = 100 * np.array(list(score(similarities, gold).values()))
-            row["samples"] = 100 * resampled_figures(similarities, gold, RESAMPLES, 0)[cosine]
+            row["samples"] = 100 * resampled_figures(similarities, gold, 1000, 0)[cosine]
             results.setdefault(name, []).append(row)
 
         # 3. Means over the seeds so far; in each resample the seeds are averaged before the difference is taken

@@ -24,55 +24,39 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "sample")]
 from data_util import LABELS, find_kor_nli_train_files, load_kor_nli, load_kor_sts
 from kf_deberta.errors import run
-from kf_deberta.flags import Parser, count, file_path, positive
+from kf_deberta.flags import Parser, count, positive
 
 KOR_NLI_ROWS = 942_854  # of its train files
 
 
 def main() -> None:
     """Measure what the command line asks for and print Markdown tables."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("what", choices=["train", "load"], help="what is measured")
     add("--layers", type=count, default=12, help="layers of the encoder")
     add("--vocab", type=count, default=130_000, help="rows of its word embeddings")
     add("--rounds", type=count, default=5, help="measured rounds, after one that is not")
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda")
     add("--bf16", action="store_true", help="bfloat16 autocast")
-    add("--dataset_path", type=file_path, default=ROOT / "sample", help="texts, for their lengths")
     add("--scale", type=positive, default=1.0, help="share of KorNLI's rows to load")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         {"train": train, "load": load}[args.what](args, Path(folder))
 
 
-def build_shape(folder: Path, layers: int, vocab: int) -> str:
-    """Save a base of kf-deberta-base's shape, with random weights, in `folder` and return its path."""
-    from transformers import AutoModel
-
-    from build_base import build_base
-
-    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "position_buckets": 256}
-    base = AutoModel.from_pretrained(build_base(folder, num_hidden_layers=layers, **sizes))
-    base.resize_token_embeddings(max(vocab, base.config.vocab_size), mean_resizing=False)
-    base.save_pretrained(folder)
-    return str(folder)
-
-
 def in_turns(variants: dict[str, object], rounds: int, measure: Callable[[object], tuple[float, float]]) -> None:
-    """Measure every variant in each round, A B A B: seconds, ratios to the first variant, MiB of memory if not 0."""
+    """Measure every variant in each round, A B A B: seconds, ratios to the first variant, MiB of memory (of a GPU)."""
     seconds, memory = defaultdict(list), {}
     for _ in range(rounds + 1):
         for name, variant in variants.items():
             taken, memory[name] = measure(variant)
             seconds[name].append(taken)
     print("| variant | seconds (median) | times as fast (range) | peak memory |\n|:--|--:|--:|--:|")
-    first = next(iter(seconds.values()))
+    _, *first = next(iter(seconds.values()))
     for name, (_, *values) in seconds.items():  # the first round is not measured
-        ratios = [a / b for a, b in zip(first[1:], values, strict=True)]
+        ratios = [a / b for a, b in zip(first, values, strict=True)]
         span = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        peak = f"{memory[name]:,.0f} MiB" if memory[name] else ""
-        print(f"| {name} | {median(values):.4f} | {span} | {peak} |", flush=True)
+        print(f"| {name} | {median(values):.4f} | {span} | {memory[name]:,.0f} MiB |", flush=True)
 
 
 def on_device(device: str, variant: Callable[[], object]) -> tuple[float, float]:
@@ -95,18 +79,25 @@ def train(args, folder: Path) -> None:
     import torch
     from sentence_transformers.sentence_transformer import losses
     from sentence_transformers.util import batch_to_device
+    from transformers import AutoModel
 
+    from build_base import build_base
     from kf_deberta.model import attention, cpu, packing
     from kf_deberta.model.load import load_model
     from kf_deberta.training import loop
     from kf_deberta.training.batches import ShuffledBatches, TripletBatches
 
     cpu.keep_freed_memory()
-    base = build_shape(folder / "base", args.layers, args.vocab)
-    plain, fast = (load_model(base, device=args.device, max_seq_length=128, fast_attention=fast) for fast in (0, 1))
+    # kf-deberta-base's shape
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "position_buckets": 256}
+    base = AutoModel.from_pretrained(build_base(folder := folder / "base", num_hidden_layers=args.layers, **sizes))
+    base.resize_token_embeddings(max(args.vocab, base.config.vocab_size), mean_resizing=False)
+    base.save_pretrained(folder)
+    loaded = partial(load_model, str(folder), device=args.device, max_seq_length=128)
+    plain, fast = loaded(fast_attention=False), loaded()
     packing.take_masks_from_host(fast)
-    sts = load_kor_sts(args.dataset_path / "KorSTS" / "sts-train.tsv")
-    nli = load_kor_nli(find_kor_nli_train_files(args.dataset_path), 0)
+    sts = load_kor_sts(ROOT / "sample" / "KorSTS" / "sts-train.tsv")
+    nli = load_kor_nli(find_kor_nli_train_files(ROOT / "sample"), 0)
     optimizer = torch.optim.AdamW([*plain.parameters(), *fast.parameters()], lr=2e-5, fused=True)
     schedule, alone = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), mock.Mock(spec=["average"])  # one process
 
@@ -124,10 +115,9 @@ def train(args, folder: Path) -> None:
         "ours, padded": (fast, mock.patch.object(attention, "layout_of", lambda mask, pack: packed(mask, pack=False))),
         "ours, packed": (fast, mock.patch.object(attention, "layout_of", packed)),
     }
-    for name, rows, batches, loss in (
-        ("STS", sts, ShuffledBatches(sts, 8, 0), losses.CosineSimilarityLoss),
-        ("NLI", nli, TripletBatches(nli, 128, 0), losses.MultipleNegativesRankingLoss),
-    ):
+    objectives = [("STS", sts, ShuffledBatches(sts, 8, 0), losses.CosineSimilarityLoss)]
+    objectives += [("NLI", nli, TripletBatches(nli, 128, 0), losses.MultipleNegativesRankingLoss)]
+    for name, rows, batches, loss in objectives:
         print(f"\n{name} step, {args.layers} layers, {'bfloat16' if args.bf16 else 'float32'}, {args.device}\n")
         variants = {}
         for way, (model, patch) in ways.items():
@@ -156,7 +146,7 @@ def load_once(path: Path, plain: bool) -> tuple[float, float]:
     """Return the CPU seconds of one loader in this process, and the peak of its memory in MiB."""
     import datasets  # noqa: F401 (both import the same)
 
-    choice, start = random.choice, time.process_time()
+    start = time.process_time()
     if not plain:
         load_kor_nli([path], 0)
     else:
@@ -168,7 +158,8 @@ def load_once(path: Path, plain: bool) -> tuple[float, float]:
         for sentence, of_label in partners.items():
             yes, no = (list(of_label[label]) for label in LABELS[:2])
             if yes and no:
-                triplets += [(sentence, choice(yes), choice(no)), (choice(yes), sentence, choice(no))]
+                triplets += [(sentence, random.choice(yes), random.choice(no))]
+                triplets += [(random.choice(yes), sentence, random.choice(no))]
     seconds = time.process_time() - start
     status = Path("/proc/self/status").read_text()  # ru_maxrss starts from the parent's memory
     return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024

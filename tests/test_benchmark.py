@@ -124,7 +124,6 @@ def test_published_rows_alone(capsys):
         (["--truncate_dims", "64,0"], TWO_ROWS, "--truncate_dims: must be a whole number from 1, not 0"),
         (["--bf16", "--model_name_or_path", "a", "b.onnx"], TWO_ROWS, "--bf16 has no effect on b.onnx; omit it"),
         (["--revision", "v1", "--model_name_or_path", "b.onnx"], TWO_ROWS, "--revision has no effect on b.onnx"),
-        (["--reproduces", "upskyy/kf-deberta-multitask"], TWO_ROWS, "--reproduces compares whole float32 embeddings"),
         (["--reproduces", "me/mine"], TWO_ROWS, "--reproduces: must be one of upskyy/kf-deberta-multitask, BM-K"),
     ],
 )

@@ -19,7 +19,6 @@ MANY_LENGTHS = [5, 61, 30, 60, 12, 60, 1, 29, 0, 61, 28, 12, 13, 11, 12]
 
 LAYOUTS = {  # arguments of layout_of, and the lengths of its groups
     "groups": ({"pack": True}, [61, 30, 13]),
-    "one group": ({"pack": True, "groups": False}, [61]),
     "padded": ({"pack": False}, [70]),
 }
 

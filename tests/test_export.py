@@ -263,6 +263,5 @@ def test_what_cannot_be_exported_is_refused_by_name(model, monkeypatch):
 
     refused(Pooling(16), Dropout(), match="its modules are Transformer, Pooling, Dropout; a Transformer, a Pooling")
     refused(match="its modules are Transformer; a Transformer, a Pooling")
-    refused(Pooling(16, include_prompt=False), match="include_prompt")
     monkeypatch.setattr(model[0].tokenizer, "padding_side", "left")
     refused(Pooling(16), match="pads on the left")

@@ -30,7 +30,6 @@ def server(toy_base, tmp_path_factory):
     with rehearsal.serve() as server:
         server.base, server.ids = base, {BASE: server.add(BASE, base), "old": server.add(PUBLISHED, base, "old")}
         server.ids[PUBLISHED] = server.add(PUBLISHED, published)
-        server.add("sentence-transformers/no-owner", published)
         server.add("owner/gated", published)
         yield server
 
@@ -71,7 +70,6 @@ def test_only_what_is_needed_is_downloaded_and_commits_are_pinned(server, point,
     assert not any("never downloaded" in path.read_text(errors="replace") for path in folder.rglob("*.*"))
     for revision in ("old", server.ids["old"]):
         assert load_model(PUBLISHED, device="cpu", revision=revision).revision == server.ids["old"]
-    assert torch.equal(embed("no-owner"), embed(PUBLISHED))  # the library's rule for names without an owner
 
 
 def test_refusals_of_the_hub_are_lines_of_their_own(point, monkeypatch):

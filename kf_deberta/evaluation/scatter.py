@@ -27,22 +27,20 @@ def plot(path: Path, results: Sequence[tuple[Record, np.ndarray, Pairs]]) -> Non
         say("no Hangul font found, Hangul is drawn as ? (on Debian and Ubuntu: apt install fonts-nanum)")
         names = [name.encode("ascii", "replace").decode() for name in names]
     rows, columns = -(-len(results) // 3), min(3, len(results))
-    # names are drawn as they are, `$` and `_` too
-    with matplotlib.rc_context({"font.family": ["DejaVu Sans", *fonts], "text.parse_math": False}):
+    style = {"font.family": ["DejaVu Sans", *fonts], "text.parse_math": False, "axes.titlesize": 9}
+    with matplotlib.rc_context(style):
         figure = Figure((5 * columns, 4.5 * rows), layout="tight")
         for number, (name, (record, cosine, pairs)) in enumerate(zip(names, results, strict=True), start=1):
             low, high = pairs.scale
             gold = low + (high - low) * pairs.gold
             slope, intercept = np.polyfit(gold, cosine, 1)
             text = "\n".join(f"{f.replace('_', ' ')} {100 * record[f]:.2f}" for f in FIGURES)
-            box = {"facecolor": "white", "edgecolor": "0.8", "alpha": 0.8}
             axes = figure.add_subplot(rows, columns, number, sharey=figure.axes[0] if figure.axes else None)
-            axes.set(xlabel="gold score", ylabel="cosine similarity")
-            axes.set_title(name[-50:], fontsize=9)
+            axes.set(xlabel="gold score", ylabel="cosine similarity", title=name[-50:])
             axes.scatter(gold, cosine, s=6, alpha=0.35, linewidths=0)
             line = [intercept + slope * low, intercept + slope * high]
             axes.plot([low, high], line, color="tab:red", label=f"fit: {slope:.3f} gold + {intercept:.3f}")
-            axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, bbox=box)
+            axes.text(0.98, 0.03, text, ha="right", va="bottom", size=7, transform=axes.transAxes, backgroundcolor="w")
             axes.legend(loc="upper left", fontsize=7)
         with write_atomically(path) as temporary:
             figure.savefig(temporary, dpi=150)

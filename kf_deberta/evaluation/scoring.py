@@ -72,10 +72,7 @@ def transform(pairs: PairEmbeddings, dimension: int | None, precision: str, norm
 
 
 def pair_similarities(pairs: PairEmbeddings) -> np.ndarray:
-    """Compute the four similarities of every pair, float64 (4, pairs) in the order of SIMILARITIES.
-
-    InputError if a similarity is the same for all pairs, so that no correlation exists.
-    """
+    """Compute SIMILARITIES of every pair, float64 (4, pairs); InputError if one is the same for all pairs."""
     u, v = pairs.embeddings[pairs.first], pairs.embeddings[pairs.second]
     if u.dtype == bool:  # float32 would break the many ties between bits by rounding
         hamming, dot = (u != v).sum(1), (u & v).sum(1)
@@ -90,10 +87,8 @@ def pair_similarities(pairs: PairEmbeddings) -> np.ndarray:
     for name, values in zip(SIMILARITIES, similarities, strict=True):
         if np.ptp(values) <= CONSTANT_SHARE * np.abs(values).max():
             different = len(np.unique(pairs.embeddings.astype(np.float32).round(4), axis=0))
-            raise InputError(
-                f"all pairs have the same {name} similarity, so it has no correlation: the model gives {different} "
-                f"different embeddings for {len(pairs.embeddings)} sentences; check the model and the file"
-            )
+            found = f"{different} different embeddings for {len(pairs.embeddings)} sentences"
+            raise InputError(f"all pairs have the same {name} similarity: the model gives {found}; check both")
     return similarities
 
 
@@ -143,6 +138,5 @@ class PairEvaluator:
             name = f"{self.name}-{dimension}" if dimension else self.name
             path = directory / f"similarity_evaluation_{name}_results.csv"
             with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["epoch", "steps", *FIGURES])
-                writer.writerows([row[column] for column in columns] for row in rows)
+                table = [["epoch", "steps", *FIGURES], *([row[column] for column in columns] for row in rows)]
+                csv.writer(file).writerows(table)

@@ -37,16 +37,8 @@ def check_sentences(model: SentenceTransformer) -> list[str]:
 def check_graph(path: Path, kind: str, model: SentenceTransformer) -> str:
     """Validate a graph and compare its embeddings, in batches of 1 and 33, with those of the model.
 
-    Args:
-        path: the graph, with its tokenizer.json in the same directory or the one above.
-        kind: float32, float16 or int8.
-        model: what was exported; it embeds one sentence at a time, so that no padding is involved.
-
-    Returns:
-        what was found, for the user.
-
-    Raises:
-        InputError: the graph is invalid, does not run, or differs too much.
+    `kind` is float32, float16 or int8. The model embeds one sentence at a time, without any padding. Returns
+    what was found, for the user; InputError if the graph is invalid, does not run, or differs too much.
     """
     sentences = check_sentences(model)
     expected = model.encode(sentences, batch_size=1, show_progress_bar=False)
@@ -84,11 +76,7 @@ def score_graphs(model: SentenceTransformer, graphs: Sequence[Path], pairs: Data
 
 
 def check_loss(figures: dict[str, dict[str, float]], name: str, *, force: bool) -> None:
-    """Warn if graph `name` loses more than WARN_POINTS of cosine Spearman against torch.
-
-    Raises:
-        InputError: it loses more than MAX_POINTS, and `force` is not set.
-    """
+    """Warn if graph `name` loses over WARN_POINTS of cosine Spearman; InputError over MAX_POINTS without `force`."""
     loss = figures["torch"]["cosine_spearman"] - figures[name]["cosine_spearman"]
     if loss > WARN_POINTS:
         message = f"{name} loses {loss:.2f} points of cosine Spearman"

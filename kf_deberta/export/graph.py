@@ -29,10 +29,7 @@ MAX_FILE_BYTES = 1_900_000_000
 
 
 class PooledEncoder(nn.Module):
-    """The modules of a SentenceTransformer as one module on two tensors.
-
-    A float16 encoder is pooled in float32: a sum over 512 tokens would lose digits.
-    """
+    """The modules of a SentenceTransformer as one on two tensors. A float16 encoder is pooled in float32."""
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype) -> None:
         super().__init__()
@@ -57,8 +54,6 @@ def check_modules(model: SentenceTransformer, name: str) -> None:
     poolings = [module for module in others if isinstance(module, Pooling)]
     if type(first) is not Transformer or not poolings or {*map(type, others)} - {Pooling, Dense, Normalize}:
         problem = f"its modules are {kinds}; a Transformer, a Pooling, Dense and Normalize can be exported"
-    elif not all(module.include_prompt for module in poolings):
-        problem = "its Pooling leaves the prompt out (include_prompt false), which cannot be exported"
     elif model.truncate_dim is not None:
         problem = f"its embeddings are truncated to {model.truncate_dim} dimensions; set truncate_dim to null"
     elif not isinstance(getattr(first.tokenizer, "backend_tokenizer", None), Tokenizer):
@@ -83,10 +78,8 @@ def export_model(
 ) -> None:
     """Write `model` as a graph with dynamic batch and sequence axes.
 
-    Weights of more than `max_file_bytes` are saved in `<name>.onnx_data` in the same directory.
-
-    Raises:
-        InputError: the exporter does not know an operation of this model, or the file cannot be written.
+    Weights of more than `max_file_bytes` are saved in `<name>.onnx_data` in the same directory. InputError if the
+    exporter does not know an operation of this model, or the file cannot be written.
     """
     wrapper = PooledEncoder(model, dtype).eval()
     input_ids = torch.full((3, 11), model.tokenizer.pad_token_id or 0, device=model.device)
@@ -135,17 +128,14 @@ def save_companions(model: SentenceTransformer, directory: Path) -> dict[str, st
     """Write what clients need beside a graph of `model`: configuration, modules and tokenizer files.
 
     `tokenizer.json` truncates as the model does and pads a batch, and `tokenizer_config.json` has the same length.
-
-    Returns:
-        the metadata that ties a graph to this tokenizer, for `export_model`.
+    Returns the metadata that ties a graph to this tokenizer, for `export_model`.
     """
     save_model(model, directory, weights=False)
     tokenizer, length = model.tokenizer, model.max_seq_length
     path = directory / "tokenizer.json"
     fast = Tokenizer.from_file(str(path))
     fast.enable_truncation(length, direction=tokenizer.truncation_side)
-    pad = {"pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token}
-    fast.enable_padding(pad_type_id=tokenizer.pad_token_type_id, **pad)
+    fast.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
     fast.save(str(path))
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": length}

@@ -31,8 +31,7 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
         folded = Path(directory) / "folded.onnx"
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        options.log_severity_level = 3  # errors only
+        options.optimized_model_filepath, options.log_severity_level = str(folded), 3  # errors only
         key = "session.optimized_model_external_initializers_file_name"
         options.add_session_config_entry(key, f"{folded.name}_data")  # else it may refer to the source's data
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
@@ -56,16 +55,13 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
     constants = {"int8_one": np.float32(1), "int8_127": np.float32(127), "int8_255": np.float32(255)}
     constants |= {"int8_0": np.uint8(0), "int8_128": np.uint8(128), "int8_least": np.float32(1e-12)}
     constants |= {"int8_last_axis": np.array([-1])}
-    tokens, weights = set(), set()  # quantized already: query, key and value share their tokens
-    nodes = []
+    nodes, tokens = [], set()  # quantized already: query, key and value share their tokens
     for node in graph.node:
-        options = {attribute.name: attribute.i or attribute.f for attribute in node.attribute}
-        transposed = options.pop("transB", 0)
-        plain = all(value == (name != "transA") for name, value in options.items())
-        constant = node.op_type in ("MatMul", "Gemm") and node.input[1] in tables and plain
+        constant = node.op_type in ("MatMul", "Gemm") and node.input[1] in tables
         if not constant or len(tables[node.input[1]].dims) != 2:
             nodes.append(node)
             continue
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         (x, w, *terms), y = node.input, node.output[0]
         table = onnx.numpy_helper.to_array(tables[w])
         table = table if transposed else table.T
@@ -77,8 +73,7 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
             tokens.add(t)
             nodes += _quantize_tokens(x, t, zero, one_sided)
         q = f"{w}_transposed" if transposed else w
-        if q not in weights:
-            weights.add(q)
+        if f"{q}_int8" not in constants:
             rows, scale = _int8_rows(table, levels)
             constants |= {f"{q}_int8": np.ascontiguousarray(rows.T), f"{q}_scale": scale[:, 0]}
             constants[f"{q}_sums"] = (rows * scale).sum(axis=1, dtype=np.float32)
@@ -101,17 +96,16 @@ def quantize_products(graph: onnx.GraphProto, levels: int) -> None:
 
 def _quantize_tokens(x: str, t: str, zero: str, one_sided: bool) -> list[onnx.NodeProto]:
     """Return nodes that round each token of `x` to levels `t`_uint8 of size `t`_scale, from `t`_min if one-sided."""
+    nodes = [
+        _node("Abs", [x], f"{t}_abs"),
+        _node("ReduceMax", [f"{t}_abs", "int8_last_axis"], f"{t}_range", keepdims=1),
+    ]
     if one_sided:
         nodes = [
             _node("ReduceMin", [x, "int8_last_axis"], f"{t}_min", keepdims=1),
             _node("ReduceMax", [x, "int8_last_axis"], f"{t}_max", keepdims=1),
             _node("Sub", [f"{t}_max", f"{t}_min"], f"{t}_range"),
             _node("Sub", [x, f"{t}_min"], f"{t}_values"),
-        ]
-    else:
-        nodes = [
-            _node("Abs", [x], f"{t}_abs"),
-            _node("ReduceMax", [f"{t}_abs", "int8_last_axis"], f"{t}_range", keepdims=1),
         ]
     return nodes + [
         _node("Max", [f"{t}_range", "int8_least"], f"{t}_positive"),
@@ -136,10 +130,9 @@ def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
     """Replace the float table that `input_ids` indexes by int8 rows with a float32 scale each, in place."""
     tables = {tensor.name: tensor for tensor in graph.initializer}
     for index, node in enumerate(graph.node):
-        name, output = node.input[0] if node.input else "", node.output[0]
-        uses = sum(name in other.input for other in graph.node)
-        if node.op_type != "Gather" or node.input[1] != "input_ids" or name not in tables or uses > 1:
+        if node.op_type != "Gather" or node.input[1] != "input_ids" or node.input[0] not in tables:
             continue
+        name, output = node.input[0], node.output[0]
         rows, scale = _int8_rows(onnx.numpy_helper.to_array(tables[name]), 127)
         graph.initializer.append(onnx.numpy_helper.from_array(rows, f"{name}_int8"))
         graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
@@ -149,13 +142,12 @@ def quantize_word_embeddings(graph: onnx.GraphProto) -> None:
             _node("Gather", [f"{name}_scale", "input_ids"], f"{output}_scale"),
             _node("Mul", [f"{output}_rows", f"{output}_scale"], output),
         ]
-        nodes = [*graph.node[:index], *nodes, *graph.node[index + 1 :]]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        after = graph.node[index + 1 :]
+        del graph.node[index:]
+        graph.node.extend([*nodes, *after])
         return
 
 
 def cpu_has_vnni() -> bool:
     """Tell whether this processor multiplies 8-bit integers without overflow (x86 VNNI, the dot product of ARM)."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "dot"))
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_vnni", "avx_vnni", "dot"))

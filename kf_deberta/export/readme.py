@@ -11,7 +11,6 @@ from kf_deberta.evaluation.report import escape_markdown, markdown
 from kf_deberta.evaluation.scoring import FIGURES
 from kf_deberta.export.graph import megabytes
 
-TEMPLATE = Path(__file__).with_name("readme.md")
 KINDS = {
     "float32": "float32",
     "int8": "int8 weights, for CPUs and browsers; activations are quantized at run time, one scale per token",
@@ -28,16 +27,14 @@ def readme(model: SentenceTransformer, name: str, graphs: dict[str, Path], figur
     poolings = [module.pooling_mode for module in modules if isinstance(module, Pooling)]
     plain = {type(module) for module in modules} <= {Pooling, Normalize} and poolings in (["mean"], ["cls"])
     rows = [[file, *(f"{values[figure]:.2f}" for figure in FIGURES)] for file, values in figures.items()]
+    template = Path(__file__).with_name("readme.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"plain": escape_markdown, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.from_string(template).render(
         name=name,
-        revision=model.revision,
         graphs=[(path.name, KINDS[kind], megabytes(path)) for kind, path in graphs.items()],
         graph=graphs["float32"],
-        max_seq_length=model.max_seq_length,
-        hidden=model[0].get_embedding_dimension(),
-        dimension=model.get_embedding_dimension(),
+        model=model,
         modules=", ".join(type(module).__name__ for module in model),
         pooling=poolings[0] if plain else None,
         unit_length=isinstance(model[-1], Normalize),

@@ -44,22 +44,16 @@ class FastSelfAttention(DisentangledSelfAttention):
     """DisentangledSelfAttention on a TokenLayout; with an ordinary mask it is the library's."""
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | TokenLayout,
-        *others,
-        relative_pos: Tensor | None = None,
-        rel_embeddings: Tensor | None = None,
-        **options,
+        self, hidden_states: Tensor, attention_mask: Tensor | TokenLayout, *others, **options
     ) -> tuple[Tensor, Tensor | None]:
         """Return the context of hidden states in the layout given as `attention_mask`, in the same layout.
 
-        rel_embeddings: [rows, hidden], the table of relative positions or the slice with the rows that occur.
-        relative_pos: int64 [2 * length + 1], row of each distance -length..length; None if rows are in that order.
+        Options: rel_embeddings [rows, hidden], the table of relative positions or the slice with the rows that occur;
+        relative_pos int64 [2 * length + 1], row of each distance -length..length; None if rows are in that order.
         """
         if not isinstance(attention_mask, TokenLayout):
-            options |= {"relative_pos": relative_pos, "rel_embeddings": rel_embeddings}
             return super().forward(hidden_states, attention_mask, *others, **options)
+        relative_pos, rel_embeddings = options["relative_pos"], options["rel_embeddings"]
         terms = ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
         scale = 1 / math.sqrt(self.attention_head_size * (1 + terms))
         query, key = self.query_proj(hidden_states) * scale, self.key_proj(hidden_states)
@@ -92,8 +86,7 @@ class FastSelfAttention(DisentangledSelfAttention):
 
 def _middle(rows: Tensor, length: int) -> Tensor:
     """Return the rows of distances -length..length."""
-    middle = rows.size(0) // 2
-    return rows[middle - length : middle + length + 1]
+    return rows[rows.size(0) // 2 - length : rows.size(0) // 2 + length + 1]
 
 
 def _by_distance(states: Tensor, rows: Tensor) -> Tensor:
@@ -107,9 +100,8 @@ def _by_distance(states: Tensor, rows: Tensor) -> Tensor:
         10 11 12 13                                                                   10 11 12               10 11
     """
     heads, batch, length, size = states.shape
-    products = torch.bmm(
-        states.reshape(heads, batch * length, size), rows.view(2 * length, heads, size).permute(1, 2, 0)
-    )
+    tokens = states.reshape(heads, batch * length, size)
+    products = torch.bmm(tokens, rows.view(2 * length, heads, size).permute(1, 2, 0))
     flat = products.view(heads, batch, 2 * length * length)
     shifted = flat[..., length - 1 : length - 1 + length * (2 * length - 1)]
     return shifted.reshape(heads, batch, length, 2 * length - 1)[..., :length]
@@ -119,12 +111,7 @@ class FastDebertaV2Encoder(DebertaV2Encoder):
     """DebertaV2Encoder whose layers run on the real tokens of the batch and the distances that occur."""
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor,
-        output_hidden_states: bool = True,
-        return_dict: bool = True,
-        **others,
+        self, hidden_states: Tensor, attention_mask: Tensor, output_hidden_states=True, return_dict=True, **others
     ) -> BaseModelOutput | tuple:
         """Do the library's forward: hidden_states [batch, length, hidden], attention_mask [batch, length]."""
         if attention_mask.dim() != 2 or any(value is not None and value is not False for value in others.values()):
@@ -138,8 +125,7 @@ class FastDebertaV2Encoder(DebertaV2Encoder):
         for i, layer in enumerate(self.layer):
             states, _ = layer(states, layout, relative_pos=rows, rel_embeddings=table)
             if i == 0 and self.conv is not None:
-                padded = self.conv(hidden_states, layout.unpack(states), attention_mask)
-                states = layout.pack(padded)
+                states = layout.pack(self.conv(hidden_states, layout.unpack(states), attention_mask))
             if output_hidden_states and i < len(self.layer) - 1:
                 all_states += (layout.unpack(states),)
         output = layout.unpack(states)

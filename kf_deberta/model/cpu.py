@@ -5,6 +5,7 @@ is part of torch, uses AVX-512 if the processor has it. Both sum in float32, in 
 rounding.
 """
 
+import contextlib
 import ctypes
 from pathlib import Path
 
@@ -14,26 +15,22 @@ from torch import Tensor, nn
 MIN_WEIGHTS = 384 * 384  # below this a call costs more than its product saves
 
 
-def use_onednn_linear(model: nn.Module) -> int:
-    """Run large nn.Linear layers of `model` through oneDNN, in place, if this processor gains; return how many.
+def use_onednn_linear(model: nn.Module) -> None:
+    """Run large nn.Linear layers of `model` through oneDNN, in place, if this processor gains.
 
     Parameters, names and state dict stay. Only float32 on the CPU goes through oneDNN; anything else, autocast,
     torch.compile and export use the library's code at each call.
     """
-    if not _worthwhile():
-        return 0
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
-    for layer in layers:
+    for layer in layers if _worthwhile() else []:
         layer.__class__ = OneDnnLinear
-    return len(layers)
 
 
 def _worthwhile() -> bool:
-    """Return whether this processor has AVX-512 that MKL does not use, and this torch has the operator."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
+    """Return whether this processor has AVX-512 that MKL does not use."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+    is_amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class OneDnnLinear(nn.Linear):
@@ -41,12 +38,10 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        tensors = (input, self.weight) if self.bias is None else (input, self.weight, self.bias)
-        plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        plain = all(x.dtype is torch.float32 and x.device.type == "cpu" for x in (input, self.weight))
         if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or input.numel() == 0:
             return super().forward(input)
-        output = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
-        return output.view(*input.shape[:-1], self.out_features)
+        return _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias).view(*input.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
@@ -55,10 +50,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
-        try:
-            return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-        except RuntimeError:  # oneDNN does not say that memory is used up, torch does
-            return nn.functional.linear(a, b, bias)
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -71,16 +63,15 @@ class _Product(torch.autograd.Function):
         )
 
 
-def keep_freed_memory() -> bool:
-    """Make this process keep and reuse the memory it frees; return False if the C library is not glibc.
+def keep_freed_memory() -> None:
+    """Make this process keep and reuse the memory it frees, if its C library is glibc.
 
     glibc returns large blocks to the system when they are freed. The next training step gets them back page by page,
     each page zeroed by the kernel: for the gradient of 99.8 million embedding parameters that takes longer than
     AdamW's pass. Call it before the model is loaded; it holds until the process ends.
     """
     trim_threshold, mmap_max = -1, -4  # numbers of mallopt's parameters, from malloc.h
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)

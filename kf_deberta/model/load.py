@@ -7,7 +7,6 @@ import pickle
 import random
 import re
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,16 +15,14 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
-from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
 
 from kf_deberta.errors import InputError, is_out_of_memory, one_line, say
 from kf_deberta.model.attention import use_fast_attention
 from kf_deberta.model.cpu import use_onednn_linear
 
-TRIAL = ["가", "비가 오는 날에는 집에서 책을 읽는다."]
 HUB_SECONDS = 5  # the longest wait for the hub before the cache is used
 HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors", "[0-9]*_*/*"]  # of an encoder and its modules
-HUB_SETTINGS = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "SSL_CERT_FILE", "ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+HUB_SETTINGS = "the network, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE, ALL_PROXY and HTTPS_PROXY"
 NOT_DENSE = "SequenceClassification|cross.?encoder|sparse|multi.?vector|ColBERT|pylate"
 
 
@@ -43,25 +40,19 @@ def load_model(
     """Load a hub name or a local directory as a float32 SentenceTransformer, checked by trial sentences.
 
     Weights are read from safetensors if there are any, else from pytorch_model.bin (tensors only). No code of a model
-    is run. The model's `revision` is the commit on the hub, None for a local directory.
+    is run. The model's `revision` is the commit on the hub, None for a local directory. InputError if the model or the
+    device cannot be used, or the model is neither cached nor on a reachable hub.
 
     Args:
-        name_or_path: hub name such as `kakaobank/kf-deberta-base`, or a local directory.
-        revision: commit, branch or tag of a hub model; None is main.
-        device: torch device; None is the GPU if there is one.
+        name_or_path: hub name, of which `revision` is a commit, branch or tag, or a local directory.
         fast_attention: use attention.py and cpu.py: the same numbers to rounding.
         max_seq_length: maximum tokens per sentence; None is the model's own, limited by its positions.
         pooling: "mean" or "cls", for an encoder without modules.json; None is the mean.
         normalize: append a Normalize module (embeddings of length 1) unless the model ends with one.
         prompt: text put before every sentence; None keeps the model's default prompt, "" is none.
-
-    Raises:
-        InputError: the model or the device cannot be used, or the model is neither cached nor on a reachable hub.
     """
     folder = Path(name_or_path)
     local = folder.is_dir()
-    if local and revision is not None:
-        raise InputError(f"--revision {revision}: {name_or_path} is a local directory; omit the flag")
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:
@@ -91,7 +82,7 @@ def load_model(
         if prompt is not None:
             model.prompts["prompt"] = prompt
             model.default_prompt_name = "prompt" if prompt else None
-        model.encode(TRIAL, show_progress_bar=False)  # fails if the modules do not fit each other
+        model.encode(["가", "비가 오는 날"], show_progress_bar=False)  # fails if the modules do not fit each other
     except Exception as error:  # every library raises its own type for a broken model
         if is_out_of_memory(error):
             raise
@@ -110,17 +101,13 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 def describe(model: SentenceTransformer) -> str:
     """Return the settings that change embeddings and are not in the model's name: `mean pooling, prompt 'query: '`."""
-    prompt = _default_prompt(model)
+    prompt = model.prompts.get(model.default_prompt_name)
     return f"{pooling_of(model)} pooling" + (f", prompt {prompt!r}" if prompt else "")
-
-
-def _default_prompt(model: SentenceTransformer) -> str:
-    return model.prompts.get(model.default_prompt_name or "") or ""
 
 
 def check_no_prompt(model: SentenceTransformer, name: str) -> None:
     """Raise InputError if the model puts a prompt before every sentence."""
-    if prompt := _default_prompt(model):
+    if prompt := model.prompts.get(model.default_prompt_name):
         remedy = "set default_prompt_name to null in its config_sentence_transformers.json"
         raise InputError(f"{name}: it puts {prompt!r} before every sentence, which is not supported here; {remedy}")
 
@@ -131,8 +118,8 @@ def check_vocabulary(model: SentenceTransformer, sentences: Sequence[str], name:
     if unknown is None or not len(sentences):  # static embeddings, or a vocabulary of bytes
         return
     rows = random.Random(0).sample(range(len(sentences)), min(500, len(sentences)))
-    texts = [sentences[row] for row in rows]
-    tokens = list(chain.from_iterable(model.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    encoded = model.tokenizer([sentences[row] for row in rows], add_special_tokens=False)["input_ids"]
+    tokens = [token for ids in encoded for token in ids]
     share = tokens.count(unknown) / max(1, len(tokens))
     found = f"{name}: {share:.0%} of the tokens of these texts are unknown to its tokenizer"
     if share > 0.5:
@@ -143,26 +130,22 @@ def check_vocabulary(model: SentenceTransformer, sentences: Sequence[str], name:
 
 def _download(name: str, revision: str | None) -> Path:
     """Return the cached directory of a hub model, named by its commit, after downloading what is new."""
-    # the library's rule: most names without an owner belong to its own organization
-    own = "/" not in name and name.lower() not in ORIGINAL_TRANSFORMER_MODELS
-    repository = f"{SentenceTransformer.default_huggingface_organization}/{name}" if own else name
 
     def fetch(offline: bool) -> Path:
         options = {"cache_dir": os.environ.get("SENTENCE_TRANSFORMERS_HOME"), "local_files_only": offline}
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES, **options))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, **options))
         if not any(folder.rglob("*.safetensors")):
-            snapshot_download(repository, revision=folder.name, allow_patterns="pytorch_model*.bin*", **options)
+            snapshot_download(name, revision=folder.name, allow_patterns="pytorch_model*.bin*", **options)
         return folder
 
     try:
-        HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)  # snapshot_download has no timeout
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)  # snapshot_download has no timeout
         return fetch(offline=False)
     except Exception as error:  # another type for each setting of the hub's client that is wrong
         with contextlib.suppress(Exception):
             return fetch(offline=True)
-        place = f"{constants.ENDPOINT}/{repository}"
-        settings = ", ".join(["the network", *(key for key in os.environ if key.upper() in HUB_SETTINGS)])
-        problem = f"not cached, and cannot be downloaded ({one_line(error, 150)}); check {settings}"
+        place = f"{constants.ENDPOINT}/{name}"
+        problem = f"not cached, and cannot be downloaded ({one_line(error, 150)}); check {HUB_SETTINGS}"
         if isinstance(error, GatedRepoError):
             problem = f"gated; accept its terms at {place} and log in with hf auth login"
         elif isinstance(error, RepositoryNotFoundError | HFValidationError):
@@ -177,8 +160,6 @@ def _problem(error: Exception, folder: Path) -> str:
     if isinstance(error, InputError):
         return str(error)
     for file in filter(Path.is_file, folder.rglob("*")):
-        if not os.access(file, os.R_OK):
-            return f"{file.name} cannot be read; check its permissions"
         if file.stat().st_size < 200 and b"git-lfs" in file.read_bytes():
             return f"{file.name} is a pointer of git-lfs, not the file itself; run git lfs pull"
     if isinstance(error, pickle.UnpicklingError):
@@ -194,29 +175,24 @@ def _check_files(folder: Path) -> None:
 
     config = read("config.json")
     if "auto_map" in config | read("tokenizer_config.json"):
-        remedy = "delete auto_map from a local copy if the class that transformers has fits its weights"
-        raise InputError(f"auto_map in its files names Python code, which is never run here; {remedy}")
+        raise InputError("auto_map in its files names Python code, which is never run here; delete auto_map in a copy")
     kinds = [read("config_sentence_transformers.json").get("model_type", ""), *(config.get("architectures") or [])]
     for kind in [*kinds, *(module["type"] for module in read("modules.json"))]:
         if re.search(NOT_DENSE, kind, re.IGNORECASE):
-            remedy = "save its encoder with AutoModel.from_pretrained(...).save_pretrained(...) and give that"
-            raise InputError(f"{kind} gives no sentence embeddings; {remedy}")
+            raise InputError(f"{kind} gives no sentence embeddings; save its encoder with AutoModel and give that")
 
 
 def _check_encoder(model: SentenceTransformer, folder: Path) -> None:
-    """Raise InputError for a decoder, weights that are missing or misshapen, or another model's tokenizer."""
+    """Raise InputError for weights that are missing or misshapen, or another model's tokenizer."""
     encoder, tokenizer = model[0].auto_model, model.tokenizer
-    if encoder.config.is_encoder_decoder and hasattr(encoder, "decoder"):
-        raise InputError(f"{type(encoder).__name__} has a decoder; give a model with an encoder only")
     # loaded again without values, for the report that SentenceTransformer does not pass on
     options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
     place = folder if (folder / "config.json").is_file() else folder / "0_Transformer"
     _, report = type(encoder).from_pretrained(place, **options)
-    for key, *shapes in sorted(report["mismatched_keys"]):
-        found, expected = map(list, shapes)
-        raise InputError(f"{key} has shape {found}, not {expected}; use the config.json that belongs to the weights")
-    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]  # no embedding uses it
-    if missing:
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(f"{key} has shape {[*found]}, not {[*expected]}; use the config.json of these weights")
+    # no embedding uses the pooler
+    if missing := [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]:
         part = f"{len(missing)} of {len(encoder.state_dict())} weights of the encoder ({', '.join(missing[:3])} ...)"
         raise InputError(f"{part} are not in its file and would be random; use a complete checkpoint")
     vocabulary, rows = tokenizer.get_vocab(), encoder.get_input_embeddings().num_embeddings
@@ -228,12 +204,10 @@ def _check_encoder(model: SentenceTransformer, folder: Path) -> None:
 
 def _set_length(model: SentenceTransformer, length: int | None) -> None:
     """Truncate to `length` tokens; None is the model's own length as far as the encoder has positions."""
-    limit = getattr(model[0].config, "max_position_embeddings", 0)
-    limit = limit if limit > 0 else None  # XLNet has -1
+    limit = getattr(model[0].config, "max_position_embeddings", None)
     for name, module in model[0].named_modules():
-        # RoBERTa's positions start after padding_idx
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limit = module.num_embeddings - module.padding_idx - 1
+            limit = module.num_embeddings - module.padding_idx - 1  # RoBERTa's start after padding_idx
     least = model.tokenizer.num_special_tokens_to_add() + 1
     source = "--max_seq_length" if length else "max_seq_length in its files:"
     length = length or min(filter(None, (model.max_seq_length, limit)), default=None)

@@ -23,9 +23,7 @@ class OnnxEncoder:
     """A graph written by bin/export_onnx.py and the tokenizer.json beside it, or above it for a graph in `onnx/`.
 
     `device` is "cpu", "cuda", or None for CUDA if this onnxruntime offers it. `prompt` is put before every sentence.
-
-    Raises:
-        InputError: a file is missing or unreadable, the tokenizer is not the graph's, or a trial batch fails.
+    InputError if a file is missing or unreadable, the tokenizer is not the graph's, or a trial batch fails.
     """
 
     def __init__(self, path: str | Path, *, device: str | None = None, prompt: str = "") -> None:
@@ -39,8 +37,6 @@ class OnnxEncoder:
         offered = [name for name, provider in providers.items() if provider in onnxruntime.get_available_providers()]
         if device not in (None, *offered):
             raise InputError(f"--device {device}: not offered by this onnxruntime; it has {', '.join(offered)}")
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such file; {EXPORT_AGAIN}")
         try:
             used = [providers[name] for name in offered if name == "cpu" or device != "cpu"]
             self.session = onnxruntime.InferenceSession(str(self.path), options, providers=used)
@@ -48,23 +44,20 @@ class OnnxEncoder:
             raise InputError(f"{self.path}: not a usable ONNX graph ({one_line(error)}); {EXPORT_AGAIN}") from error
 
         # 2. The tokenizer; batches are padded in encode, because the tokenizer would pad all sentences to the longest
-        folders = [self.path.parent, *[self.path.parent.parent] * (self.path.parent.name == "onnx")]
-        files = [folder / "tokenizer.json" for folder in folders]
-        file = next(filter(Path.is_file, files), files[0])
+        file, above = (folder / "tokenizer.json" for folder in self.path.absolute().parents[:2])
+        file = above if self.path.absolute().parent.name == "onnx" and not file.is_file() else file
         try:
             self.tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises bare Exception
             raise InputError(f"{file}: not a usable tokenizer ({one_line(error)}); {EXPORT_AGAIN}") from error
-        truncation, padding = self.tokenizer.truncation, self.tokenizer.padding or {}
-        fingerprint = tokenizer_fingerprint(self.tokenizer)
+        fingerprint = tokenizer_fingerprint(Tokenizer.from_file(str(file)))
         metadata = self.session.get_modelmeta().custom_metadata_map
         if metadata.get(TOKENIZER_KEY, fingerprint) != fingerprint:
             raise InputError(f"{file}: {self.path.name} was exported with another tokenizer; {EXPORT_AGAIN}")
-        if truncation is not None:
-            self.tokenizer.enable_truncation(**truncation)
-        elif LENGTH_KEY in metadata:
+        if self.tokenizer.truncation is None and LENGTH_KEY in metadata:
             self.tokenizer.enable_truncation(int(metadata[LENGTH_KEY]))
-        self.pad_id = padding.get("pad_id", 0)
+        self.pad_id = (self.tokenizer.padding or {"pad_id": 0})["pad_id"]
+        self.tokenizer.no_padding()
 
         # 3. A trial
         highest = max(self.tokenizer.get_vocab().values())
@@ -72,38 +65,26 @@ class OnnxEncoder:
 
     def _run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Return the embeddings of one batch, (batch, tokens) to (batch, dimensions)."""
-        inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         try:
-            output = self.session.run([OUTPUT], inputs)[0]
+            return self.session.run([OUTPUT], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))[0]
         except Exception as error:  # no such input or output, a fixed axis, an index out of range
             if is_out_of_memory(error):
                 raise
             batch = "{} sentences of {} tokens".format(*input_ids.shape)
             raise InputError(f"{self.path}: cannot embed {batch} ({one_line(error)}); {EXPORT_AGAIN}") from error
-        if np.ndim(output) != 2 or len(output) != len(input_ids):
-            shape = f"{OUTPUT} has shape {np.shape(output)} for {len(input_ids)} sentences"
-            raise InputError(f"{self.path}: {shape}; {EXPORT_AGAIN}")
-        return output
 
     def encode(self, sentences: Sequence[str], batch_size: int = 64, show_progress_bar: bool = False) -> np.ndarray:
-        """Embed `sentences` in batches of similar length.
-
-        Returns:
-            float32 array (sentences, dimensions), in the order of the sentences.
-        """
+        """Embed `sentences` in batches of similar length: float32 (sentences, dimensions), in their order."""
         encodings = self.tokenizer.encode_batch([self.prompt + sentence for sentence in sentences])
         order = sorted(range(len(encodings)), key=lambda row: -len(encodings[row].ids))
         embeddings = np.empty((len(order), self.dimension), dtype=np.float32)
         for start in tqdm(range(0, len(order), batch_size), "encoding", disable=not show_progress_bar):
             rows = order[start : start + batch_size]
-            length = len(encodings[rows[0]].ids)
-            input_ids = np.full((len(rows), length), self.pad_id, dtype=np.int64)
-            attention_mask = np.zeros((len(rows), length), dtype=np.int64)
-            for number, row in enumerate(rows):
-                size = len(encodings[row].ids)
-                input_ids[number, :size] = encodings[row].ids
-                attention_mask[number, :size] = encodings[row].attention_mask
-            embeddings[rows] = self._run(input_ids, attention_mask)
+            batch = [encodings[row] for row in rows]
+            for encoding in batch:
+                encoding.pad(len(batch[0].ids), pad_id=self.pad_id)
+            input_ids = np.array([encoding.ids for encoding in batch], dtype=np.int64)
+            embeddings[rows] = self._run(input_ids, np.array([e.attention_mask for e in batch], dtype=np.int64))
         return embeddings
 
 

@@ -33,8 +33,7 @@ class Group:
 
     def split_heads(self, states: Tensor, heads: int) -> Tensor:
         """Return the group's tokens of [tokens, hidden] or [batch, length, hidden] as [heads, batch, length, size]."""
-        size = states.size(-1) // heads
-        states = states[self.start : self.stop]
+        states, size = states[self.start : self.stop], states.size(-1) // heads
         if self.real is None:
             return states.reshape(self.batch, self.length, heads, size).permute(2, 0, 1, 3)
         padded = states.new_zeros(heads, self.batch * self.length, size)
@@ -45,8 +44,8 @@ class Group:
         """Undo `split_heads`: [heads, batch, length, size] to [tokens, hidden] or [batch, length, hidden]."""
         heads, size = states.size(0), states.size(-1)
         if self.real is None:
-            states = states.permute(1, 2, 0, 3).reshape(self.batch, self.length, heads * size)
-            return states.flatten(0, 1) if packed else states
+            shape = (-1,) if packed else (self.batch, self.length)
+            return states.permute(1, 2, 0, 3).reshape(*shape, heads * size)
         tokens = states.reshape(heads, -1, size).transpose(0, 1).index_select(0, self.real)
         return tokens.reshape(-1, heads * size)
 
@@ -103,11 +102,11 @@ def take_masks_from_host(model: nn.Module) -> None:
     model.register_forward_pre_hook(move_mask)
 
 
-def layout_of(attention_mask: Tensor, *, pack: bool, groups: bool = True) -> TokenLayout:
+def layout_of(attention_mask: Tensor, *, pack: bool) -> TokenLayout:
     """Return the layout for a mask [batch, columns], non-zero at real tokens, on any device.
 
-    pack=False keeps every position, so that nothing depends on the mask's values. groups=False forms the scores of all
-    sentences together, padded to the longest. A mask that `take_masks_from_host` moved brings its layout.
+    pack=False keeps every position, so that nothing depends on the mask's values. A mask that `take_masks_from_host`
+    moved brings its layout.
     """
     batch, columns = attention_mask.shape
     mask = attention_mask.bool()
@@ -130,7 +129,7 @@ def layout_of(attention_mask: Tensor, *, pack: bool, groups: bool = True) -> Tok
         return TokenLayout(batch, columns, columns, (Group(batch, columns),))
     found = []
     column_in_sentence = column - first[order][row]
-    for start, stop in _group_bounds(lengths) if groups else [(0, sum(map(bool, lengths)))]:
+    for start, stop in _group_bounds(lengths):
         first_token, end = ends[start - 1] if start else 0, ends[stop - 1]
         count, length = stop - start, lengths[start]
         if end - first_token == count * length:
@@ -145,8 +144,7 @@ def layout_of(attention_mask: Tensor, *, pack: bool, groups: bool = True) -> Tok
 
 def _group_bounds(lengths: list[int]) -> list[tuple[int, int]]:
     """Return (start, stop) of groups of descending sentence lengths; a group starts if that saves enough scores."""
-    real = sum(length > 0 for length in lengths)
-    starts = [0]
+    real, starts = sum(length > 0 for length in lengths), [0]
     for index in range(1, real):
         longest, length = lengths[starts[-1]], lengths[index]
         saved = (real - index) * (longest**2 - length**2)

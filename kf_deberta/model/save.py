@@ -5,6 +5,7 @@ know.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import sentence_transformers
@@ -23,8 +24,8 @@ TEXT_ENCODER = {
     "module_output_name": "token_embeddings",
 }
 NO_LENGTH = 10**9  # a tokenizer without a length of its own has 10**30
-OLD_TYPE = "sentence_transformers.models."
 OF_THIS_LOAD = ("backend", "is_local", "local_files_only")  # how transformers 5 loaded the tokenizer, not part of it
+OF_THIS_VERSION = ("module_input_name", "module_output_name")
 
 
 def format_problem(model: SentenceTransformer) -> str | None:
@@ -32,7 +33,7 @@ def format_problem(model: SentenceTransformer) -> str | None:
     first, *others = model
     if type(first) is not Transformer or not first.save_in_root:
         return f"module 0 is {type(first).__name__}, not a Transformer"
-    config = {key: value for key, value in first.get_config_dict().items() if key != "unpad_inputs"}
+    config = first.get_config_dict() | {"unpad_inputs": None}
     if differing := [key for key in config | TEXT_ENCODER if config.get(key) != TEXT_ENCODER.get(key)]:
         return f"its Transformer has {differing[0]} {config.get(differing[0])!r}"
     if model.truncate_dim is not None:
@@ -42,24 +43,18 @@ def format_problem(model: SentenceTransformer) -> str | None:
         if type(module) not in (Pooling, Dense, Normalize):
             return f"{name} is not a Pooling, Dense or Normalize"
         if type(module) is Pooling:
-            if _modes(module) != [mode for mode in MODES if mode in _modes(module)]:
+            if _modes(module) != sorted(_modes(module), key=MODES.index):
                 return f"{name} concatenates in the order {', '.join(_modes(module))}"
-        elif {module.module_input_name, module.module_output_name} != {"sentence_embedding"}:
-            return f"{name} works on {module.module_input_name}"
-        elif type(module) is Dense and module.use_residual:
-            return f"{name} has a residual connection"
+        elif module.module_input_name != "sentence_embedding" or getattr(module, "use_residual", False):
+            return f"{name} is not a plain layer on sentence_embedding"
     return None
 
 
 def save_model(model: SentenceTransformer, directory: Path, *, weights: bool = True) -> None:
     """Save `model` in `directory`, without a model card, each file with the permissions that the umask allows.
 
-    A model that the old files cannot describe (`format_problem`) is saved in the library's own format.
-
-    Args:
-        model: any SentenceTransformer.
-        directory: created if it does not exist; files of the same names are replaced.
-        weights: False leaves out `model.safetensors` of the encoder, for a folder of an ONNX model.
+    A model that the old files cannot describe (`format_problem`) is saved in the library's own format. Files of the
+    same names are replaced. weights=False leaves out `model.safetensors` of the encoder, for a folder of ONNX graphs.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if format_problem(model):
@@ -75,17 +70,16 @@ def _save_old_format(model: SentenceTransformer, directory: Path, weights: bool)
     encoder, tokenizer = model[0].model, model.tokenizer
     (encoder if weights else encoder.config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    config = _read(directory / "tokenizer_config.json")
-    config = {key: value for key, value in config.items() if key not in OF_THIS_LOAD}
+    config = _read(directory / "tokenizer_config.json", without=OF_THIS_LOAD)
     if config["tokenizer_class"] == "TokenizersBackend":  # the name that transformers 5 gave it
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(extra := config.pop("extra_special_tokens", None), list):  # transformers 4 needs a dict there
         config["additional_special_tokens"] = extra
     _write(directory / "tokenizer_config.json", config)
     _write(directory / "special_tokens_map.json", tokenizer.special_tokens_map)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and isinstance(backend.model, WordPiece):
-        backend.model.save(str(directory))  # vocab.txt, which transformers 5 no longer writes
+    wordpiece = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(wordpiece, WordPiece):
+        wordpiece.save(str(directory))  # vocab.txt, which transformers 5 no longer writes
     length = model.max_seq_length if model.max_seq_length and model.max_seq_length <= NO_LENGTH else None
     config = {"max_seq_length": length, "do_lower_case": model[0].do_lower_case}
     _write(directory / "sentence_bert_config.json", config)
@@ -97,16 +91,15 @@ def _save_old_format(model: SentenceTransformer, directory: Path, weights: bool)
         path = directory / f"{number}_{kind}" if number else directory
         path.mkdir(exist_ok=True)
         if type(module) is Pooling:
-            used = _modes(module)
-            modes = {f"pooling_mode_{field}": mode in used for field, mode in zip(FIELDS, MODES, strict=True)}
+            modes = {f"pooling_mode_{f}": mode in _modes(module) for f, mode in zip(FIELDS, MODES, strict=True)}
             config = {"word_embedding_dimension": module.embedding_dimension, **modes}
             _write(path / "config.json", config | {"include_prompt": module.include_prompt})
         elif type(module) is Dense:
             module.save(str(path))
             module.save_torch_weights(str(path), safe_serialization=False)  # the only form that 2.7 reads here
-            config = _read(path / "config.json").items()
-            _write(path / "config.json", {key: value for key, value in config if not key.startswith("module_")})
-        entries.append({"idx": number, "name": name, "path": path.name if number else "", "type": OLD_TYPE + kind})
+            _write(path / "config.json", _read(path / "config.json", without=OF_THIS_VERSION))
+        entry = {"idx": number, "name": name, "path": path.name if number else ""}
+        entries.append(entry | {"type": f"sentence_transformers.models.{kind}"})
     versions = {"sentence_transformers": sentence_transformers, "transformers": transformers, "pytorch": torch}
     config = {"model_type": model.model_type, "__version__": {k: v.__version__ for k, v in versions.items()}}
     config |= {name: getattr(model, name) for name in ("prompts", "default_prompt_name", "similarity_fn_name")}
@@ -118,8 +111,8 @@ def _modes(pooling: Pooling) -> list[str]:
     return [pooling.pooling_mode] if isinstance(pooling.pooling_mode, str) else list(pooling.pooling_mode)
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path, without: Collection[str]) -> dict:
+    return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key not in without}
 
 
 def _write(path: Path, content: object) -> None:
