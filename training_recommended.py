@@ -47,6 +47,12 @@ def get_parser() -> Parser:
     return parser
 
 
+def mean_of_weights(states: list[dict]) -> dict:
+    """Return the mean of models' weights, summed in float64 (Model soups, arXiv 2203.05482)."""
+    means = {name: sum(state[name].double() for state in states) / len(states) for name in states[0]}
+    return {name: mean.to(states[0][name].dtype) for name, mean in means.items()}
+
+
 def main() -> None:
     """Train by the recommended recipe."""
     # 1. Flags; then the libraries, which take seconds to import
@@ -56,7 +62,6 @@ def main() -> None:
     from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
     from kf_deberta.evaluation.scoring import PairEvaluator, check_gold
-    from kf_deberta.training.average import mean_of_weights
     from kf_deberta.training.batches import ShuffledBatches, TripletBatches
     from kf_deberta.training.loop import SELECTED_BY, Objective, train
     from kf_deberta.training.run import Run, load_base

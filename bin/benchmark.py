@@ -32,7 +32,8 @@ LIBRARIES = ("sentence-transformers", "transformers", "torch", "onnxruntime", "n
 def main() -> int:
     """Score, print, save; 0, or 2 if a row has no figures."""
     # 1. Flags; what can never work is refused before anything is loaded
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     several = {"nargs": "+", "action": "extend", "default": []}
     add_model_flags(parser, help=f"hub names, directories, .onnx files (default: {DEFAULT_MODEL})", **several)
     add("--prompt", help="text put before every sentence, '' for none (default: the model's own)")
@@ -74,7 +75,7 @@ def main() -> int:
         if path.suffix not in endings or path in map(Path, names):
             raise InputError(f"{path}: name a file that ends with {' or '.join(endings)} and is not one of --data")
         check_writable(path.parent)
-    from kf_deberta.data.official import ensure_kor_nlu_datasets
+    from kf_deberta.data.official import BLOB_IDS, ensure_kor_nlu_datasets
     from kf_deberta.data.pairs import SCALE, load_pairs
     from kf_deberta.evaluation.bootstrap import add_bootstrap
     from kf_deberta.evaluation.report import COMPARABLE_ROWS, errors_table, published_table, report, write_results
@@ -96,6 +97,9 @@ def main() -> int:
         pairs = load_pairs(str(korsts / f"sts-{args.split}.tsv") if name == "korsts" else name, *options)
         check_gold(pairs.gold, pairs.name, pairs.scale)
         data[pairs.name] = pairs
+    official = BLOB_IDS["KorSTS/sts-test.tsv"] in [pairs.blob_id for pairs in data.values()]
+    if args.reproduces and not (official and None in args.truncate_dims and "float32" in args.precision):
+        raise InputError("--reproduces compares whole float32 embeddings on KorSTS test; omit it, or what differs")
     sentences = [text for pairs in data.values() for text in (*pairs.sentences1, *pairs.sentences2)]
 
     # 3. Every model once, on all data; what is done is saved before the next one starts

@@ -36,7 +36,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 def main() -> None:
     """Check the graph, have npm fetch the libraries, write the folder."""
     # 1. Flags, and what could be in the way
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add("--onnx", type=file_path, default=Path("models/kf-deberta-multitask-int8.onnx"), help="exported int8 graph")
     add("--corpus", type=file_path, help="UTF-8 file, one sentence per line (default: nine sentences on finance)")
     add("--output_dir", type=file_path, default=Path("demo_page"), help="folder of the page, new or a former page")

@@ -30,7 +30,8 @@ WORK = ".part-export"
 def main() -> None:
     """Export into a temporary directory, check, move into place."""
     # 1. Flags, and what could be in the way
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add_model_flags(parser, default="upskyy/kf-deberta-multitask")
     add("--max_seq_length", type=count, help="tokens after which a sentence is truncated (default: the model's)")
     add("--normalize", action="store_true", help="scale embeddings to length 1 inside the graph")

@@ -24,7 +24,8 @@ from kf_deberta.flags import Parser, add_model_flags, count, file_path
 def main() -> None:
     """Embed corpus and queries, and print the nearest sentences of each query."""
     # 1. Flags
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add("query", nargs="*", help="queries (default: lines of standard input; at a terminal, three examples)")
     add("--corpus", type=file_path, help="the sentences to search (default: nine sentences on finance)")
     add("--top_k", type=count, default=5, help="sentences shown for each query")

@@ -15,10 +15,7 @@ setup_venv() {
     stamp=$(cat "$@" | cksum)
     if [ "$(cat ".venv/installed-$1" 2>/dev/null)" != "$stamp" ]; then
         echo "== installing $1 (the first time: several minutes, over a gigabyte if pip installs the CUDA build of torch)"
-        .venv/bin/python -m pip install --disable-pip-version-check -r "$1" || {
-            echo "error: installing $1 failed; it needs PyPI once" >&2
-            return 2
-        }
+        .venv/bin/python -m pip install --disable-pip-version-check -r "$1" || { echo "error: $1 needs PyPI once" >&2; return 2; }
         echo "$stamp" >".venv/installed-$1"
     fi
     PATH=$PWD/.venv/bin:$PATH

@@ -30,7 +30,8 @@ FLAGS = ["--eval_steps", "2", "--save_steps", "1", "--logging_steps", "1", "--ou
 
 def main() -> int:
     """Walk over the events of each recipe."""
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add("--model_name_or_path", type=model_name, required=True, help="tiny base encoder")
     add("--dataset_path", type=file_path, required=True, help="directory of KorNLI/ and KorSTS/")
     add("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes")

@@ -44,7 +44,8 @@ def train(words: list[str], folder: Path) -> tuple[Path, float]:
 def main() -> None:
     """Train what is missing, print the table after every seed."""
     # 1. Flags
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add("--recipes", nargs="+", metavar="NAME", help="names of recipes (default: all)")
     add("--add", nargs="+", default=[], metavar="RECIPE", help="others, each 'name: script flags' (default: none)")
     add("--against", default="published", metavar="NAME", help="recipe that the others are compared with")

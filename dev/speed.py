@@ -31,7 +31,8 @@ KOR_NLI_ROWS = 942_854  # of its train files
 
 def main() -> None:
     """Measure what the command line asks for and print Markdown tables."""
-    add = (parser := Parser(__doc__)).add_argument
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add("what", choices=["train", "load"], help="what is measured")
     add("--layers", type=count, default=12, help="layers of the encoder")
     add("--vocab", type=count, default=130_000, help="rows of its word embeddings")

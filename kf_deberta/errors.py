@@ -17,7 +17,7 @@ from tqdm import tqdm
 STATUS = 2  # exit status for input that cannot be used
 OTHERS_WAIT_SECONDS = 10  # torchrun ends the other processes within this time after the first error
 REMEDIES = {errno.ENOSPC: "; free space", errno.EDQUOT: "; free space", errno.EACCES: "; check the permissions"}
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "bad_alloc", "dataloader worker (pid")
+OUT_OF_MEMORY = ("out of memory", "enough memory", "allocate memory", "bad_alloc", "a primitive", "worker (pid")
 
 
 class InputError(Exception):

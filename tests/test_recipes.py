@@ -250,12 +250,8 @@ def test_recommended_keeps_the_mean_of_weights_or_the_best_single_model(flags, t
     from kf_deberta.training import run as run_module
 
     saved, states = {}, []
-    original, load = run_module.Run.finish, training_recommended.__dict__
-    assert "mean_of_weights" not in load  # imported inside main, so patched where it is defined
-    from kf_deberta.training import average
-
-    mean_of_weights = average.mean_of_weights
-    monkeypatch.setattr(average, "mean_of_weights", lambda s: states.append(s) or mean_of_weights(s))
+    original, mean_of_weights = run_module.Run.finish, training_recommended.mean_of_weights
+    monkeypatch.setattr(training_recommended, "mean_of_weights", lambda s: states.append(s) or mean_of_weights(s))
 
     def finish(self, model, *rest):
         saved.update({name: weight.clone() for name, weight in model.state_dict().items()})

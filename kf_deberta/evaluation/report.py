@@ -115,6 +115,8 @@ def _section(records: list[Record], with_published: bool, reproduces: str | None
     parts = [f"{cell(first['data'])}: {first['rows']:,} pairs, {known_by}; correlations times 100"]
     parts.append(markdown(["model", *FIGURES, "source"], _in_bold(rows)))
     parts.append(f"Bold: best of the column among all rows on the same text.{note}")
+    advice = "is negative; if high scores mean different sentences, swap the ends of --scale, such as 1,0"
+    parts += [f"- {cell(r['label'])}: its {RANKED_BY} {advice}" for r in scored if r[RANKED_BY] < -0.1]
     parts += _verdicts(scored, reproduces) if is_official else []
     bootstrapped = [record for record in scored if record.get("resamples")]
     parts += _intervals(bootstrapped, published) if bootstrapped else []

@@ -53,6 +53,8 @@ def load_model(
     """
     folder = Path(name_or_path)
     local = folder.is_dir()
+    if local and revision is not None:
+        raise InputError(f"--revision {revision}: {name_or_path} is a local directory; omit the flag")
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:

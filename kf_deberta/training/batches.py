@@ -37,9 +37,7 @@ class TripletBatches:
 
     Texts are compared after strip and lower-casing, as in the published run. A triplet that clashes waits for a later
     batch; what cannot fill a batch at the end of a pass comes first in the next one, so that no triplet is left out.
-
-    Raises:
-        InputError: there are fewer triplets, or fewer different ones, than a batch holds.
+    InputError if there are fewer triplets, or fewer different ones, than a batch holds.
     """
 
     def __init__(self, rows: Dataset, batch_size: int, seed: int) -> None:
