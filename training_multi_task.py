@@ -6,7 +6,7 @@ CosineSimilarityLoss on 8 KorSTS pairs. Each has an AdamW of its own.
 
     python training_multi_task.py
     python training_multi_task.py --model_name_or_path klue/roberta-base --bf16
-    python training_multi_task.py --max_rounds 100         # a short look
+    python training_multi_task.py --max_rounds 100         # quick trial
     python training_multi_task.py --nli_mini_batch_size 32   # with less memory
     python training_multi_task.py --matryoshka_dims 768,512,256,128,64
     torchrun --nproc_per_node 4 training_multi_task.py     # batches are totals
@@ -27,16 +27,16 @@ def get_parser() -> Parser:
     add("--sts_batch_size", type=count, default=8, help="pairs per step")
     add("--max_seq_length", type=count, default=128, help="tokens, after which a sentence is truncated")
     add("--normalize", action="store_true", help="embeddings of length 1, by a Normalize module")
-    add("--scale", type=positive, default=20.0, help="factor on the cosines in the ranking loss")
+    add("--scale", type=positive, default=20.0, help="scale (inverse temperature) of the cosines in the loss")
     add("--learning_rate", type=positive, default=2e-5, help="peak, for both objectives")
     add("--lr_scheduler_type", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="schedule")
-    add("--warmup_steps", type=warmup, default=0.1, help="rounds of warm-up; below 1, a share of all rounds")
+    add("--warmup_steps", type=warmup, default=0.1, help="warm-up rounds, or a fraction of all rounds if below 1")
     add("--weight_decay", type=not_negative, default=0.01, help="of AdamW; none on biases and LayerNorm")
     add("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm in each step")
     add("--eval_steps", type=count, default=1000, help="rounds of an epoch between evaluations; one more at its end")
     add("--seed", type=seed, default=42, help="of triplets, order of batches, dropout")
     add("--max_rounds", type=count, help="stop after these rounds, which the schedule then spans (default: all)")
-    add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
+    add("--nli_mini_batch_size", type=count, help="triplets per forward pass: less memory, same result (default: all)")
     add("--matryoshka_dims", type=count, action=Several, help="train truncations too, as 768,256 (default: off)")
     add_run_flags(parser, output_prefix="kor_multi_")
     return parser

@@ -7,7 +7,7 @@ models' weights if it is better on dev than each of them, else the best of them.
 
     python training_recommended.py
     python training_recommended.py --model_name_or_path klue/roberta-base
-    python training_recommended.py --max_rounds 100      # a short look
+    python training_recommended.py --max_rounds 100      # quick trial
     python training_recommended.py --matryoshka_dims 768,512,256,128,64
     torchrun --nproc_per_node 4 training_recommended.py  # batches are totals
     python training_recommended.py --resume    # the newest unfinished run
@@ -27,7 +27,7 @@ def get_parser() -> Parser:
     add("--nli_epochs", type=count, default=1, help="passes over the triplets")
     add("--nli_batch_size", type=count, default=64, help="triplets per step, no text twice")
     add("--nli_learning_rate", type=positive, default=2e-5, help="peak of the NLI stage")
-    add("--scale", type=positive, default=20.0, help="factor on the cosines in the ranking loss")
+    add("--scale", type=positive, default=20.0, help="scale (inverse temperature) of the cosines in the loss")
     add("--sts_epochs", type=count, default=2, help="passes over the pairs")
     add("--sts_batch_size", type=number(int, least=2), default=32, help="pairs per step, ranked against each other")
     add("--sts_learning_rate", type=positive, default=4e-5, help="peak of the STS stages")
@@ -35,13 +35,13 @@ def get_parser() -> Parser:
     add("--max_seq_length", type=count, default=128, help="tokens, after which a sentence is truncated")
     add("--normalize", action=argparse.BooleanOptionalAction, default=True, help="embeddings of length 1")
     add("--lr_scheduler_type", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="schedule")
-    add("--warmup_steps", type=warmup, default=0.1, help="rounds of warm-up; below 1, a share of all rounds")
+    add("--warmup_steps", type=warmup, default=0.1, help="warm-up rounds, or a fraction of all rounds if below 1")
     add("--weight_decay", type=not_negative, default=0.01, help="of AdamW; none on biases and LayerNorm")
     add("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm in each step")
     add("--eval_steps", type=count, default=1000, help="rounds of an epoch between evaluations; one more at its end")
     add("--seed", type=seed, default=777, help="of triplets, order and dropout of the NLI stage")
     add("--max_rounds", type=count, help="stop each stage after these rounds (default: all)")
-    add("--nli_mini_batch_size", type=count, help="triplets in memory at once, same result (default: the batch)")
+    add("--nli_mini_batch_size", type=count, help="triplets per forward pass: less memory, same result (default: all)")
     add("--matryoshka_dims", type=count, action=Several, help="train truncations too, as 768,256 (default: off)")
     add_run_flags(parser, output_prefix="kor_recommended_")
     return parser

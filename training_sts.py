@@ -6,7 +6,7 @@ recipe does.
 
     python training_sts.py
     python training_sts.py --model_name_or_path klue/roberta-base --bf16
-    python training_sts.py --max_rounds 100                # a short look
+    python training_sts.py --max_rounds 100                # quick trial
     python training_sts.py --sts_loss cosent --batch_size 32 --normalize
     torchrun --nproc_per_node 4 training_sts.py            # batches are totals
     python training_sts.py --resume              # the newest unfinished run
@@ -28,7 +28,7 @@ def get_parser() -> Parser:
     add("--normalize", action="store_true", help="embeddings of length 1, by a Normalize module")
     add("--learning_rate", type=positive, default=2e-5, help="peak")
     add("--lr_scheduler_type", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="schedule")
-    add("--warmup_steps", type=warmup, default=0.1, help="rounds of warm-up; below 1, a share of all rounds")
+    add("--warmup_steps", type=warmup, default=0.1, help="warm-up rounds, or a fraction of all rounds if below 1")
     add("--weight_decay", type=not_negative, default=0.01, help="of AdamW; none on biases and LayerNorm")
     add("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm in each step")
     add("--eval_steps", type=count, default=1000, help="rounds of an epoch between evaluations; one more at its end")

@@ -64,7 +64,7 @@ def main() -> None:
         options = ["--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
         command = ["npm", "install", *options, "--prefix", modules, *PACKAGES]
         if (result := subprocess.run(command, capture_output=True, text=True)).returncode:
-            raise InputError(f"npm: failed ({' '.join(result.stderr.split())[:300]}); it needs its registry once")
+            raise InputError(f"npm: failed ({' '.join(result.stderr.split())[:300]}); it needs npm's registry once")
         files = {file: Path(modules, "node_modules", source) for file, source in LIBRARIES.items()}
         work.mkdir()
         for file, source in (files | {file: home / file for file in TOKENIZER} | {"model.onnx": args.onnx}).items():

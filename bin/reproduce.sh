@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The published recipe on the real base and data, for the owner of a GPU: train, score beside the published model,
-# export. A run that was stopped goes on; a finished one is not trained again.
+# export. An interrupted run is resumed; a finished one is not trained again.
 #
 #   ./bin/reproduce.sh --bf16             flags are passed on to the training script; without: float32, as published
 #   ./bin/reproduce.sh --recommended      the recommended recipe too, compared with both; only as the first flag

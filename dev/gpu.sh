@@ -2,7 +2,7 @@
 # What is measured on a GPU, in 6 minutes and without a network; Markdown on stdout.
 #
 #   ./dev/gpu.sh                   kf-deberta-base's shape with random weights, on the first GPU
-#   ./dev/gpu.sh cpu               the same commands on one layer, to see them work
+#   ./dev/gpu.sh cpu               a dry run of the same commands with one layer
 #
 # $PYTHON (.venv/bin/python if there is one, else python3) has a torch for this GPU. What else it lacks comes from the
 # wheels in $WHEELS (.whl); fill that folder with: pip download --no-deps --only-binary=:all: -d .whl NAME==VERSION ...

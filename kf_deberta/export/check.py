@@ -30,7 +30,7 @@ def check_sentences(model: SentenceTransformer) -> list[str]:
     lengths = [1, 0, 2, 3, 5, 8, 13, 21, 34, longest // 4, longest]
     # drawn, not repeated: a periodic text has the same words wherever it is truncated
     sentences = [" ".join(generator.choice(words, length)) for _ in range(3) for length in lengths]
-    # without special tokens the empty sentence has none at all
+    # the empty sentence has no tokens if the tokenizer adds none
     return [text for text in sentences if model.tokenizer(text, verbose=False)["input_ids"]]
 
 

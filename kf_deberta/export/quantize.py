@@ -27,7 +27,7 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
     external = sum(file.stat().st_size for file in graph_files(source)) > max_file_bytes
     original = onnx.load(source, load_external_data=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory, writing(path):
-        # constants first: a weight that is used twice is not seen as one, and position terms would lose digits
+        # fold constants first: otherwise shared weights are not recognized, and position terms would lose digits
         folded = Path(directory) / "folded.onnx"
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

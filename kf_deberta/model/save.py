@@ -23,7 +23,7 @@ TEXT_ENCODER = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
-NO_LENGTH = 10**9  # a tokenizer without a length of its own has 10**30
+NO_LENGTH = 10**9  # tokenizers without a limit report 10**30
 OF_THIS_LOAD = ("backend", "is_local", "local_files_only")  # how transformers 5 loaded the tokenizer, not part of it
 OF_THIS_VERSION = ("module_input_name", "module_output_name")
 
