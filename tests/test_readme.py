@@ -23,7 +23,7 @@ PUBLISHED = "upskyy/kf-deberta-multitask"
 NAMES = [PUBLISHED, "jhgan/ko-sroberta-multitask", "kakaobank/kf-deberta-base", "klue/roberta-base"]
 # a python that runs `-c` and prints what else it would run; its training scripts leave a finished run
 STUB = f"""#!/bin/sh
-[ "$1" = -c ] && exec {sys.executable} "$@"
+[ "$1" = -c ] && exec "{sys.executable}" "$@"
 echo "ran $*"
 case $1 in *training_*) ;; *) exit ;; esac
 while [ "$1" ] && [ "$1" != --output_dir ]; do shift; done; run=$2/kor_x
