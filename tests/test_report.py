@@ -104,6 +104,12 @@ def test_a_row_on_altered_text_wins_no_column_and_judges_no_model():
     assert "reproduced" not in report([make_record(altered.hub_name)])
 
 
+def test_a_negative_spearman_gets_one_line():
+    text = report([make_record("reversed", [-58.97] * 8), make_record("random", [-3.0] * 8)], with_published=False)
+    (line,) = [line for line in text.splitlines() if "--scale" in line]
+    assert line.startswith("- reversed: its cosine_spearman is negative") and line.endswith("such as 1,0")
+
+
 def test_bootstrap_report_tells_a_real_difference_from_noise():
     generator = np.random.default_rng(0)
     gold = generator.random(400)
