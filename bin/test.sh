@@ -11,4 +11,4 @@ setup_venv requirements-dev.txt requirements.txt
 ruff check .
 ruff format --check .
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
