@@ -197,10 +197,3 @@ def test_a_recommended_run_is_resumed_in_the_stage_where_it_stopped(toy_base, to
     whole, cut = (only(tmp_path / name) for name in ("whole", "cut"))
     for name in ("model.safetensors", "sts_2/eval/similarity_evaluation_sts-dev_results.csv"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
-
-
-def test_a_short_kill_walk_finds_no_difference(run_script, toy_base, toy_data):
-    flags = ["--model_name_or_path", toy_base, "--dataset_path", toy_data, "--recipes", "sts"]
-    result = run_script("dev/kill_walk.py", *flags, "--every", 40)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "sts: " in result.stdout and "'same': " in result.stdout and "different" not in result.stdout
