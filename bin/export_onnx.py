@@ -11,14 +11,13 @@ one model's graphs, its tokenizer and a README that says how to use them.
 
 import contextlib
 import os
-import shutil
 import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from kf_deberta.errors import InputError, check_writable, run, say, writing
+from kf_deberta.errors import InputError, check_writable, remove, run, say, writing
 from kf_deberta.flags import DATASET_PATH, Parser, add_model_flags, count, file_path, number
 
 NAMES = {"float32": "{}.onnx", "int8": "{}-int8.onnx", "float16": "{}-fp16.onnx"}
@@ -60,8 +59,9 @@ def main() -> None:
 
     from data_util import load_kor_sts
     from kf_deberta.evaluation.report import published_pooling
-    from kf_deberta.export.check import check_graph, check_loss, score_graphs
-    from kf_deberta.export.graph import check_modules, export_model, graph_files, megabytes, save_companions
+    from kf_deberta.evaluation.scoring import PairEvaluator
+    from kf_deberta.export.check import check_graph, check_loss, expectation, score_graphs
+    from kf_deberta.export.graph import check_modules, export_model, graph_bytes, graph_files, save_companions
     from kf_deberta.export.quantize import cpu_has_vnni, quantize_int8
     from kf_deberta.export.readme import readme
     from kf_deberta.model.load import check_no_prompt, describe, load_model
@@ -73,23 +73,24 @@ def main() -> None:
         remedy = "move it away" if args.into_model_dir else f"choose another --output_dir, such as {folder / stem}"
         raise InputError(f"{folder}: has files that are not of an export of {title}; {remedy}")
     test = args.sts_dataset_path / "sts-test.tsv"
-    pairs = load_kor_sts(test) if args.quantize and args.sts_dataset_path.exists() else None
+    scored = args.quantize and args.sts_dataset_path.exists()
+    evaluator = PairEvaluator(load_kor_sts(test), "sts-test") if scored else None
 
     # 2. Model
-    pooling = args.pooling or published_pooling(name)
-    options = {"max_seq_length": args.max_seq_length, "normalize": args.normalize, "pooling": pooling}
-    model = load_model(name, revision=args.revision, device="cpu", **options).eval()
+    options = {"max_seq_length": args.max_seq_length, "normalize": args.normalize, "revision": args.revision}
+    model = load_model(name, device="cpu", pooling=args.pooling or published_pooling(name), **options).eval()
     print(f"{name}: {describe(model)}")
     check_modules(model, name)
     check_no_prompt(model, name)
 
     # 3. Graphs in a temporary directory, each compared with torch
     work = folder / WORK
-    shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+    remove(work)  # of an export that was killed
     try:
         with writing(folder):
             work.mkdir(parents=True)
             metadata = save_companions(model, work) | {MODEL_KEY: title}
+        expected = expectation(model)
         kinds = ["float32"] + ["float16"] * args.fp16 + ["int8"] * args.quantize
         graphs = {kind: work / names[kind] for kind in kinds}
         for kind, path in graphs.items():
@@ -99,12 +100,12 @@ def main() -> None:
                 quantize_int8(graphs["float32"], path, reduce_range=reduce_range)
             else:
                 export_model(model, path, opset=args.opset, dtype=getattr(torch, kind), metadata=metadata)
-            print(check_graph(path, kind, model))
+            print(check_graph(path, kind, *expected))
 
         # 4. Figures of int8
         figures = {}
-        if pairs is not None:
-            figures = score_graphs(model, [graphs["float32"], graphs["int8"]], pairs)
+        if evaluator:
+            figures = score_graphs(model, [graphs["float32"], graphs["int8"]], evaluator)
             check_loss(figures, graphs["int8"].name, force=args.force)
         elif args.quantize:
             say(f"warning: {test} does not exist, so what int8 loses on KorSTS is not measured")
@@ -119,14 +120,14 @@ def main() -> None:
         new = [file for path in graphs.values() for file in graph_files(path)]
         for path in new if args.into_model_dir else sorted(work.iterdir(), key=lambda path: path in new):
             if (target := folder / path.name).is_dir():
-                shutil.rmtree(target)
+                remove(target)
             os.replace(path, target)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
         with contextlib.suppress(OSError):  # not empty: the export went well
             folder.rmdir()
     for path in graphs.values():
-        print(f"{folder / path.name}: {megabytes(folder / path.name)} MB")
+        print(f"{folder / path.name}: {graph_bytes(folder / path.name) / 1e6:.1f} MB")
     if args.into_model_dir:
         add_onnx_usage(model, Path(name))
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from in_process import run_here
 from kf_deberta.errors import InputError
-from kf_deberta.export.check import check_graph, check_loss, check_sentences
+from kf_deberta.export.check import check_graph, check_loss, expectation
 from kf_deberta.export.graph import check_modules, export_model, graph_files, save_companions
 from kf_deberta.export.quantize import quantize_int8
 from kf_deberta.model.load import load_model
@@ -215,20 +215,20 @@ def exported(model, tmp_path_factory):
 
 def test_all_modules_are_inside(model, exported, tmp_path):
     check_modules(model, "bert")
-    sentences = check_sentences(model)
+    sentences, *_ = expectation(model)
     expected = model.encode(sentences, batch_size=1)
     assert len(sentences) == 33 and expected.shape == (33, 24)
     for batch_size in (1, 33):
         assert np.abs(OnnxEncoder(exported).encode(sentences, batch_size=batch_size) - expected).max() < 1e-5
     assert graph_files(exported) == [exported, exported.parent / "bert.onnx_data"]
-    assert "differ from torch's by at most" in check_graph(exported, "float32", model)
+    assert "differ from torch's by at most" in check_graph(exported, "float32", *expectation(model))
     other = shutil.copytree(exported.parent, tmp_path / "other") / "bert.onnx"
     graph = onnx.load(other)
     bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("others.1.linear.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.5, bias.name))
     onnx.save(graph, other)
     with pytest.raises(InputError, match="embeddings differ from torch's by 0"):
-        check_graph(other, "float32", model)
+        check_graph(other, "float32", *expectation(model))
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])
@@ -236,7 +236,7 @@ def test_int8_tables(model, exported, reduce_range):
     path = exported.with_name(f"bert-{reduce_range}.onnx")
     quantize_int8(exported, path, reduce_range=reduce_range, max_file_bytes=1000 if reduce_range else 10**9)
     assert (path.parent / f"{path.name}_data").exists() == reduce_range
-    sentences = check_sentences(model)
+    sentences, *_ = expectation(model)
     # one scale per token: an embedding does not depend on the sentences beside it
     alone, together = (OnnxEncoder(path).encode(sentences, batch_size=batch_size) for batch_size in (1, 33))
     assert np.abs(alone - together).max() < 1e-4 < 0.1 < np.abs(alone).max()

@@ -1,15 +1,13 @@
 """Checks of an exported graph against the model it was made from: embeddings, and the figures on KorSTS."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from kf_deberta.errors import InputError, say
-from kf_deberta.evaluation.scoring import FIGURES, PairEvaluator
+from kf_deberta.evaluation.scoring import PairEvaluator
 from kf_deberta.export.graph import OUTPUTS
 from kf_deberta.model.onnx_encoder import OnnxEncoder
 
@@ -23,32 +21,32 @@ WARN_POINTS, MAX_POINTS = 0.5, 2.0
 TEXT = "한 남자가 공원에서 기타를 치며 노래를 부르고 , 아이들은 옆에서 춤을 춘다 . 2024년 서울 ( Seoul ) 날씨 ?"
 
 
-def check_sentences(model: SentenceTransformer) -> list[str]:
-    """Return 33 Korean sentences from no word to twice the model's length: a batch of them is padded very unevenly."""
+def expectation(model: SentenceTransformer) -> tuple[list[str], list[list[int]], np.ndarray]:
+    """Return 33 Korean sentences, from no word to twice the model's length, their tokens and their embeddings."""
     generator, words = np.random.default_rng(0), TEXT.split()
     longest = 2 * model.max_seq_length
     lengths = [1, 0, 2, 3, 5, 8, 13, 21, 34, longest // 4, longest]
     # drawn, not repeated: a periodic text has the same words wherever it is truncated
     sentences = [" ".join(generator.choice(words, length)) for _ in range(3) for length in lengths]
     # the empty sentence has no tokens if the tokenizer adds none
-    return [text for text in sentences if model.tokenizer(text, verbose=False)["input_ids"]]
+    sentences = [text for text in sentences if model.tokenizer(text, verbose=False)["input_ids"]]
+    tokens = [model.preprocess([text])["input_ids"][0].tolist() for text in sentences]
+    return sentences, tokens, model.encode(sentences, batch_size=1, show_progress_bar=False)  # one by one: no padding
 
 
-def check_graph(path: Path, kind: str, model: SentenceTransformer) -> str:
-    """Validate a graph and compare its embeddings, in batches of 1 and 33, with those of the model.
+def check_graph(path: Path, kind: str, sentences: list[str], tokens: list[list[int]], expected: np.ndarray) -> str:
+    """Validate a graph and compare its embeddings, in batches of 1 and 33, with an `expectation`.
 
-    `kind` is float32, float16 or int8. The model embeds one sentence at a time, without any padding. Returns
-    what was found, for the user; InputError if the graph is invalid, does not run, or differs too much.
+    `kind` is float32, float16 or int8. Returns what was found, for the user; InputError if the graph is invalid, does
+    not run, or differs too much.
     """
-    sentences = check_sentences(model)
-    expected = model.encode(sentences, batch_size=1, show_progress_bar=False)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise InputError(f"{path.name}: not a valid graph ({error})") from error
     encoder = OnnxEncoder(path, device="cpu")
-    for text in sentences:
-        if encoder.tokenizer.encode(text).ids != model.preprocess([text])["input_ids"][0].tolist():
+    for text, ids in zip(sentences, tokens, strict=True):
+        if encoder.tokenizer.encode(text).ids != ids:
             raise InputError(f"{path.name}: tokenizer.json gives other tokens than the model's tokenizer for {text!r}")
     names = tuple(output.name for output in encoder.session.get_outputs())
     results = np.stack([encoder.encode(sentences, batch_size=size) for size in (1, len(sentences))])
@@ -65,13 +63,12 @@ def check_graph(path: Path, kind: str, model: SentenceTransformer) -> str:
     return f"{path.name}: cosine with torch's embeddings at least {cosines.min():.4f} (on this CPU)"
 
 
-def score_graphs(model: SentenceTransformer, graphs: Sequence[Path], pairs: Dataset) -> dict[str, dict[str, float]]:
+def score_graphs(model: SentenceTransformer, graphs: list[Path], evaluator: PairEvaluator) -> dict[str, dict]:
     """Return the eight figures (x100) of torch and of each graph on KorSTS pairs, by name."""
-    evaluator, figures = PairEvaluator(pairs, "sts-test"), {}
+    figures = {}
     for name, encoder in {"torch": model, **{path.name: OnnxEncoder(path, device="cpu") for path in graphs}}.items():
-        say(f"scoring {name} on {len(pairs):,} pairs")
-        found = evaluator(encoder)
-        figures[name] = {figure: 100 * found[figure] for figure in FIGURES}
+        say(f"scoring {name} on {len(evaluator.gold):,} pairs")
+        figures[name] = {figure: 100 * value for figure, value in evaluator(encoder).items()}
     return figures
 
 

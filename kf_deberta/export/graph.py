@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kf_deberta.errors import InputError, is_out_of_memory, one_line, writing
 from kf_deberta.model.onnx_encoder import INPUTS, LENGTH_KEY, TOKENIZER_KEY, tokenizer_fingerprint
-from kf_deberta.model.save import NO_LENGTH, save_model
+from kf_deberta.model.save import NO_LENGTH, save_model, write_json
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
 # opset -> version of the file format: the oldest that allows it, which the most runtimes read
@@ -119,9 +119,9 @@ def graph_files(path: Path) -> list[Path]:
     return [file for file in (path, path.with_name(f"{path.name}_data")) if file.exists()]
 
 
-def megabytes(path: Path) -> str:
-    """Return the size of a graph in MB."""
-    return f"{sum(file.stat().st_size for file in graph_files(path)) / 1e6:.1f}"
+def graph_bytes(path: Path) -> int:
+    """Return the size of a graph with its external data."""
+    return sum(file.stat().st_size for file in graph_files(path))
 
 
 def save_companions(model: SentenceTransformer, directory: Path) -> dict[str, str]:
@@ -138,6 +138,5 @@ def save_companions(model: SentenceTransformer, directory: Path) -> dict[str, st
     fast.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
     fast.save(str(path))
     path = directory / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": length}
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": length})
     return {TOKENIZER_KEY: tokenizer_fingerprint(fast), LENGTH_KEY: str(length)}

@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 
 from kf_deberta.errors import writing
-from kf_deberta.export.graph import MAX_FILE_BYTES, graph_files
+from kf_deberta.export.graph import MAX_FILE_BYTES, graph_bytes
 
 
 def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
@@ -24,7 +24,7 @@ def quantize_int8(source: Path, path: Path, *, reduce_range: bool, max_file_byte
     `reduce_range`: weights of 7 bits. Without VNNI a processor adds two products of 8 bits in 16, which overflows.
     Weights are saved beside the graph if the source has more than `max_file_bytes`.
     """
-    external = sum(file.stat().st_size for file in graph_files(source)) > max_file_bytes
+    external = graph_bytes(source) > max_file_bytes
     original = onnx.load(source, load_external_data=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory, writing(path):
         # fold constants first: otherwise shared weights are not recognized, and position terms would lose digits

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import jinja2
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from kf_deberta.evaluation.report import escape_markdown, markdown
 from kf_deberta.evaluation.scoring import FIGURES
-from kf_deberta.export.graph import megabytes
+from kf_deberta.export.graph import graph_bytes
+from kf_deberta.model.load import plain_pooling
 
 KINDS = {
     "float32": "float32",
@@ -23,20 +24,17 @@ def readme(model: SentenceTransformer, name: str, graphs: dict[str, Path], figur
 
     `figures` are those of check.score_graphs on `data`, or empty.
     """
-    modules = list(model)[1:]
-    poolings = [module.pooling_mode for module in modules if isinstance(module, Pooling)]
-    plain = {type(module) for module in modules} <= {Pooling, Normalize} and poolings in (["mean"], ["cls"])
     rows = [[file, *(f"{values[figure]:.2f}" for figure in FIGURES)] for file, values in figures.items()]
     template = Path(__file__).with_name("readme.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"plain": escape_markdown, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
     return environment.from_string(template).render(
         name=name,
-        graphs=[(path.name, KINDS[kind], megabytes(path)) for kind, path in graphs.items()],
+        graphs=[(path.name, KINDS[kind], f"{graph_bytes(path) / 1e6:.1f}") for kind, path in graphs.items()],
         graph=graphs["float32"],
         model=model,
         modules=", ".join(type(module).__name__ for module in model),
-        pooling=poolings[0] if plain else None,
+        pooling=plain_pooling(model),
         unit_length=isinstance(model[-1], Normalize),
         figures=markdown([f"{data}, x100", *FIGURES], rows) if rows else None,
     )

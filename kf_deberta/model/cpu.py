@@ -27,10 +27,11 @@ def use_onednn_linear(model: nn.Module) -> None:
 
 
 def _worthwhile() -> bool:
-    """Return whether this processor has AVX-512 that MKL does not use."""
+    """Return whether this processor has AVX-512 that MKL does not use, and this torch has the operator."""
+    has_operator = hasattr(torch.ops.mkldnn, "_linear_pointwise")
     cpuinfo = Path("/proc/cpuinfo")
     is_amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
-    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_operator and is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class OneDnnLinear(nn.Linear):

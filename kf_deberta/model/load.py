@@ -101,6 +101,12 @@ def pooling_of(model: SentenceTransformer) -> str:
     return "+".join([modes[0]] if isinstance(modes[0], str) else modes[0]) if modes else "no"
 
 
+def plain_pooling(model: SentenceTransformer) -> str | None:
+    """Return `mean` or `cls` if nothing but that, and perhaps Normalize, follows the encoder, else None."""
+    plain = [type(module) for module in model][1:] in ([Pooling], [Pooling, Normalize])
+    return pooling_of(model) if plain and pooling_of(model) in ("mean", "cls") else None
+
+
 def describe(model: SentenceTransformer) -> str:
     """Return the settings that change embeddings and are not in the model's name: `mean pooling, prompt 'query: '`."""
     prompt = model.prompts.get(model.default_prompt_name)

@@ -75,14 +75,14 @@ def _save_old_format(model: SentenceTransformer, directory: Path, weights: bool)
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(extra := config.pop("extra_special_tokens", None), list):  # transformers 4 needs a dict there
         config["additional_special_tokens"] = extra
-    _write(directory / "tokenizer_config.json", config)
-    _write(directory / "special_tokens_map.json", tokenizer.special_tokens_map)
+    write_json(directory / "tokenizer_config.json", config)
+    write_json(directory / "special_tokens_map.json", tokenizer.special_tokens_map)
     wordpiece = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if isinstance(wordpiece, WordPiece):
         wordpiece.save(str(directory))  # vocab.txt, which transformers 5 no longer writes
     length = model.max_seq_length if model.max_seq_length and model.max_seq_length <= NO_LENGTH else None
     config = {"max_seq_length": length, "do_lower_case": model[0].do_lower_case}
-    _write(directory / "sentence_bert_config.json", config)
+    write_json(directory / "sentence_bert_config.json", config)
 
     # 2. The modules after it
     entries = []
@@ -93,18 +93,18 @@ def _save_old_format(model: SentenceTransformer, directory: Path, weights: bool)
         if type(module) is Pooling:
             modes = {f"pooling_mode_{f}": mode in _modes(module) for f, mode in zip(FIELDS, MODES, strict=True)}
             config = {"word_embedding_dimension": module.embedding_dimension, **modes}
-            _write(path / "config.json", config | {"include_prompt": module.include_prompt})
+            write_json(path / "config.json", config | {"include_prompt": module.include_prompt})
         elif type(module) is Dense:
             module.save(str(path))
             module.save_torch_weights(str(path), safe_serialization=False)  # the only form that 2.7 reads here
-            _write(path / "config.json", _read(path / "config.json", without=OF_THIS_VERSION))
+            write_json(path / "config.json", _read(path / "config.json", without=OF_THIS_VERSION))
         entry = {"idx": number, "name": name, "path": path.name if number else ""}
         entries.append(entry | {"type": f"sentence_transformers.models.{kind}"})
     versions = {"sentence_transformers": sentence_transformers, "transformers": transformers, "pytorch": torch}
     config = {"model_type": model.model_type, "__version__": {k: v.__version__ for k, v in versions.items()}}
     config |= {name: getattr(model, name) for name in ("prompts", "default_prompt_name", "similarity_fn_name")}
-    _write(directory / "config_sentence_transformers.json", config)
-    _write(directory / "modules.json", entries)
+    write_json(directory / "config_sentence_transformers.json", config)
+    write_json(directory / "modules.json", entries)
 
 
 def _modes(pooling: Pooling) -> list[str]:
@@ -115,5 +115,6 @@ def _read(path: Path, without: Collection[str]) -> dict:
     return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key not in without}
 
 
-def _write(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write a configuration file."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,12 +8,13 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from kf_deberta.data.official import BLOB_IDS
 from kf_deberta.errors import write_atomically
 from kf_deberta.evaluation.report import COMPARABLE_ROWS, escape_markdown, markdown
 from kf_deberta.evaluation.scoring import FIGURES
+from kf_deberta.model.load import plain_pooling
 
 TEMPLATE = Path(__file__).with_name("card.md")
 EXAMPLES = [
@@ -69,8 +70,8 @@ def write_card(model: SentenceTransformer, facts: dict, directory: Path) -> None
     )
     values = facts | _usage(model, directory) | {"title": title, "figures": FIGURES, "plain": escape_markdown}
     values |= {"official": official, "published": COMPARABLE_ROWS[:5] if official else []}
-    values |= {"sources": sorted({name.partition("/")[0] for name in trained})}
-    values |= {"others": others, "shared_alike": shared_alike}
+    sources = sorted({name.partition("/")[0] for name in trained})
+    values |= {"sources": sources, "others": others, "shared_alike": shared_alike}
     values["stage_table"] = markdown(list(stages[0]), [list(row.values()) for row in stages], texts=stages[0])
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), **values)
     with write_atomically(directory / "README.md") as path:
@@ -94,14 +95,11 @@ def add_onnx_usage(model: SentenceTransformer, directory: Path) -> bool:
 
 def _usage(model: SentenceTransformer, directory: Path) -> dict:
     """Return what the code blocks of the template need."""
-    others = list(model)[1:]
-    modes = [module.pooling_mode for module in others if isinstance(module, Pooling)]
-    known = all(isinstance(module, Pooling | Normalize) for module in others) and modes in (["mean"], ["cls"])
     return {
         "model": model,
         "examples": EXAMPLES,
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),
         "unit_length": isinstance(model[-1], Normalize),
-        "plain_pooling": modes[0] if known else None,
+        "plain_pooling": plain_pooling(model),
         "onnx": (directory / "onnx" / "model.onnx").is_file(),
     }

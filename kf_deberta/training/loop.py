@@ -26,7 +26,6 @@ from transformers import get_scheduler
 
 from kf_deberta.errors import InputError
 from kf_deberta.evaluation.scoring import PairEvaluator
-from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training.batches import ShuffledBatches, TripletBatches
 from kf_deberta.training.checkpoints import State, load_best, load_checkpoint, save_checkpoint
 from kf_deberta.training.run import Run
@@ -70,7 +69,6 @@ def train(model, objectives: list[Objective], dev: PairEvaluator, directory: Pat
     torch.manual_seed(args.seed)
     parts = [part for objective in objectives for part in (objective.optimizer, objective.schedule)]
     state = load_checkpoint(directory, model, parts, run)
-    take_masks_from_host(model)
     for objective in objectives:
         objective.stream = _batches(objective, model, state.round, args.dataloader_num_workers, run)
     seen = [f"{min(epoch * o.batches.batch_size, len(o.rows)):,} of {len(o.rows):,} {o.name} rows" for o in objectives]
@@ -217,7 +215,7 @@ def bfloat16_forward(model: SentenceTransformer, enabled: bool) -> Iterator[None
     if enabled:
         model.forward = autocast_forward
     yield
-    model.forward = forward
+    model.__dict__.pop("forward", None)
 
 
 @contextlib.contextmanager

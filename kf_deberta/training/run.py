@@ -5,7 +5,6 @@ import contextlib
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 import weakref
@@ -25,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kf_deberta.data.official import git_blob_id
-from kf_deberta.errors import InputError, one_line, say, writing
+from kf_deberta.errors import InputError, one_line, remove, say, writing
 from kf_deberta.evaluation.scoring import PairEvaluator
 from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
+from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.card import stage_rows, write_card
 from kf_deberta.training.curves import draw_training_curves
@@ -214,7 +214,7 @@ def _new_directory(args: argparse.Namespace) -> Path:
 def _remove_if_unused(directory: Path) -> None:
     """Remove a directory in which no run has begun, because the data or the model could not be loaded."""
     if not (directory / STARTED).exists():
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
 
 
 def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransformer:
@@ -225,6 +225,7 @@ def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransfo
     check_vocabulary(model, sentences, name)
     if (size := model.get_embedding_dimension()) < max(args.matryoshka_dims or [0]):
         raise InputError(f"--matryoshka_dims {max(args.matryoshka_dims)}: {name} has {size} dimensions")
+    take_masks_from_host(model)
     if args.gradient_checkpointing:
         model[0].model.activation_checkpointing_enable()  # its name in transformers 5.23
     if args.torch_compile:
