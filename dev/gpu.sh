@@ -22,8 +22,8 @@ fi
 "$python" -m pytest -q --no-header -p no:cacheprovider tests/test_loop.py -k no_value
 # 2. Steps of both objectives, then in float32, too
 shape=(--layers "$layers" --vocab "$vocab" --device "$device")
-timeout 200 "$python" dev/speed.py train "${shape[@]}" --rounds "$rounds" "${bf16[@]}" 2> /dev/null
-timeout 100 "$python" dev/speed.py train "${shape[@]}" --rounds "$((rounds / 3 + 1))" 2> /dev/null
+timeout 200 "$python" dev/speed.py "${shape[@]}" --rounds "$rounds" "${bf16[@]}" 2> /dev/null
+timeout 100 "$python" dev/speed.py "${shape[@]}" --rounds "$((rounds / 3 + 1))" 2> /dev/null
 # 3. One epoch of the script, with tokenization, evaluations and a checkpoint
 cp -r sample "$work/data"
 for file in KorNLI/sample.train.ko.tsv KorSTS/sts-train.tsv; do # each row $copies times, with a number behind a sentence

@@ -10,8 +10,7 @@ from transformers import BertConfig, BertModel, DebertaV2ForMaskedLM
 from deberta_models import assert_same, library_model, output_and_gradients, padded_batch, relative_error, switched
 from kf_deberta.model import attention
 from kf_deberta.model.attention import use_fast_attention
-from kf_deberta.model.load import load_model
-from kf_deberta.model.packing import layout_of, take_masks_from_host
+from kf_deberta.model.packing import layout_of
 
 POSITION_OPTIONS = [{"position_buckets": buckets} for buckets in (256, 32, 7, 2, -1)]
 POSITION_OPTIONS += [{"position_buckets": buckets, "max_relative_positions": 20} for buckets in (-1, 8)]
@@ -64,12 +63,9 @@ def test_every_layout_with_padding_on_either_side(options, layout, left, monkeyp
     assert_same(switched(library), library, batch)
 
 
-def test_autocast_of_a_gpu_is_not_packed(monkeypatch):
+def test_only_a_cpu_packs():
     mask = padded_batch([5, 3])["attention_mask"]
-    mask.token_layout = layout_of(mask, pack=True)  # from outside of autocast
-    assert mask.token_layout.real is not None
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
-    assert layout_of(mask, pack=True).real is None
+    assert layout_of(mask, pack=True).real is not None and layout_of(mask.to("meta"), pack=True).real is None
 
 
 def test_a_sentence_without_a_token_gives_zeros():
@@ -108,21 +104,6 @@ def test_hidden_states_are_the_library_s_and_attention_weights_are_computed_by_i
         actual, expected = (model(**batch, output_attentions=True) for model in (fast, library))
     assert len(actual.attentions) == 2 and torch.equal(actual.last_hidden_state, expected.last_hidden_state)
     assert all(map(torch.equal, actual.attentions, expected.attentions))
-
-
-def test_a_mask_brings_its_layout(toy_base):
-    """Nothing is asked of the device: on "meta", which has shapes and no values, a question is an error."""
-    model = load_model(str(toy_base), device="cpu").eval()
-    features = model.preprocess(["가강 나금 다", "마"])
-    expected = model(dict(features))["token_embeddings"]
-    mask = features["attention_mask"].clone()
-    mask.token_layout = layout_of(mask, pack=True).to(mask.device)
-    assert mask.token_layout.real is not None and layout_of(mask, pack=True) is mask.token_layout
-    assert torch.equal(model(features | {"attention_mask": mask})["token_embeddings"], expected)
-    take_masks_from_host(model.to("meta"))
-    features = {"input_ids": features["input_ids"].to("meta"), "attention_mask": features["attention_mask"]}
-    model(features)["sentence_embedding"].sum().backward()
-    assert all(parameter.grad is not None for parameter in model[0].model.encoder.layer.parameters())
 
 
 @pytest.mark.parametrize("autocast", [False, True])

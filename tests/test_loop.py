@@ -21,7 +21,6 @@ import training_sts
 from data_util import load_kor_nli, load_kor_sts
 from in_process import run_here
 from kf_deberta.model.load import load_model
-from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.training import loop
 from kf_deberta.training.batches import ShuffledBatches, TripletBatches
 from recording import record
@@ -204,7 +203,6 @@ DEVICES = ["meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.
 def test_a_step_needs_no_value_from_the_device(toy_base, device):
     """The meta device has shapes and no values: a step that needs one (item, tolist, nonzero) fails on it."""
     model = load_model(str(toy_base), device="cpu").train()
-    take_masks_from_host(model)
     columns = ["anchor", "positive", "negative"]
     triplets = [
         dict(zip(columns, row, strict=True)) for row in (("가강 나금", "다", "바"), ("마", "사 자", "차 가 나"))

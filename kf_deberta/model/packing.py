@@ -5,10 +5,10 @@ of queries and keys works token by token, so it can run on the real tokens alone
 sentence first. For that product sentences of similar length form a group, padded to the group's longest.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # a new group costs some 30 small operations per layer, as much as this many attention scores of a head
 MIN_SCORES_SAVED = 4096
@@ -76,46 +76,18 @@ class TokenLayout:
         padded = states.new_zeros(self.batch * self.columns, states.size(-1))
         return padded.index_copy_(0, self.real, states).view(self.batch, self.columns, -1)
 
-    def to(self, device: torch.device) -> "TokenLayout":
-        """Return the same layout with its indices on `device`; the host does not wait for the copies."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        groups = tuple(replace(group, real=move(group.real), padding=move(group.padding)) for group in self.groups)
-        return replace(self, groups=groups, real=move(self.real))
-
-
-def take_masks_from_host(model: nn.Module) -> None:
-    """Make `model`, a SentenceTransformer, compute the layout of a mask on the host before the mask is moved.
-
-    Lengths are known there; asked of a GPU they cost a synchronization in every forward pass.
-    """
-
-    def move_mask(model: nn.Module, inputs: tuple[dict[str, Tensor]]) -> None:
-        (features,) = inputs
-        mask = features.get("attention_mask")
-        if mask is not None and mask.device != model.device:  # static embeddings have none
-            features["attention_mask"] = moved = mask.to(model.device, non_blocking=True)
-            moved.token_layout = layout_of(mask, pack=True).to(model.device)
-
-    model.register_forward_pre_hook(move_mask)
-
 
 def layout_of(attention_mask: Tensor, *, pack: bool) -> TokenLayout:
     """Return the layout for a mask [batch, columns], non-zero at real tokens, on any device.
 
-    pack=False keeps every position, so that nothing depends on the mask's values. A mask that `take_masks_from_host`
-    moved brings its layout.
+    pack=False keeps every position, so that nothing depends on the mask's values.
     """
     batch, columns = attention_mask.shape
     mask = attention_mask.bool()
     whole = TokenLayout(batch, columns, columns, (Group(batch, columns, padding=~mask),))
-    # a bfloat16 step on a GPU is bound by launching kernels, of which packing needs more (BENCHMARKS.md, "On a GPU")
-    if not pack or torch.is_autocast_enabled("cuda"):
+    # a GPU is bound by launching kernels, of which packing needs more, and would be asked for the lengths
+    if not pack or mask.device.type != "cpu":
         return whole
-    if hasattr(attention_mask, "token_layout"):
-        return attention_mask.token_layout
     # a sentence spans its first to its last real token; only distances inside it matter
     first, last = mask.int().argmax(1), columns - 1 - mask.flip(1).int().argmax(1)
     spans = torch.where(mask.any(1), last - first + 1, 0)

@@ -145,11 +145,9 @@ def _batches(objective: Objective, model: SentenceTransformer, start: int, worke
 
 
 def move(features: list[dict], labels: Tensor | None, device: torch.device) -> tuple[list[dict], Tensor | None]:
-    """Send a batch to the device, but for masks: the model lays the tokens out by them without asking the device."""
+    """Send a batch to the device, without waiting for it."""
     for column in features:
-        for name, value in column.items():
-            if torch.is_tensor(value) and name != "attention_mask":
-                column[name] = value.to(device, non_blocking=True)
+        column |= {name: v.to(device, non_blocking=True) for name, v in column.items() if torch.is_tensor(v)}
     return features, None if labels is None else labels.to(device, non_blocking=True)
 
 

@@ -28,7 +28,6 @@ from kf_deberta.errors import InputError, one_line, remove, say, writing
 from kf_deberta.evaluation.scoring import PairEvaluator
 from kf_deberta.model.cpu import keep_freed_memory
 from kf_deberta.model.load import check_no_prompt, check_vocabulary, describe, load_model
-from kf_deberta.model.packing import take_masks_from_host
 from kf_deberta.model.save import format_problem, save_model
 from kf_deberta.training.card import stage_rows, write_card
 from kf_deberta.training.curves import draw_training_curves
@@ -225,7 +224,6 @@ def load_base(args: argparse.Namespace, sentences: list[str]) -> SentenceTransfo
     check_vocabulary(model, sentences, name)
     if (size := model.get_embedding_dimension()) < max(args.matryoshka_dims or [0]):
         raise InputError(f"--matryoshka_dims {max(args.matryoshka_dims)}: {name} has {size} dimensions")
-    take_masks_from_host(model)
     if args.gradient_checkpointing:
         model[0].model.activation_checkpointing_enable()  # its name in transformers 5.23
     if args.torch_compile:
