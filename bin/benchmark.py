@@ -58,7 +58,6 @@ def main() -> int:
     add("--output", type=file_path, help="save the results as .json or .csv (default: none)", **several)
     add("--reproduces", metavar="NAME", help="compare models without a published row with this one (a hub name)")
     add("--no_published", action="store_true", help="leave the published rows out")
-    add("--published", action="store_true", help="print the published rows alone and stop")
     args = parser.parse_args()
     models, names = list(dict.fromkeys(args.model_name_or_path or [DEFAULT_MODEL])), args.data or ["korsts"]
     for name, flag in itertools.product(models, ("revision", "pooling", "bf16")):
@@ -78,13 +77,10 @@ def main() -> int:
     from kf_deberta.data.official import BLOB_IDS, ensure_kor_nlu_datasets
     from kf_deberta.data.pairs import SCALE, load_pairs
     from kf_deberta.evaluation.bootstrap import add_bootstrap
-    from kf_deberta.evaluation.report import COMPARABLE_ROWS, errors_table, published_table, report, write_results
+    from kf_deberta.evaluation.report import COMPARABLE_ROWS, errors_table, report, write_results
     from kf_deberta.evaluation.scatter import plot
     from kf_deberta.evaluation.scoring import check_gold, encode_pairs, pair_similarities, score, transform
 
-    if args.published:
-        print(published_table())
-        return 0
     if args.reproduces and args.reproduces not in (known := [row.hub_name for row in COMPARABLE_ROWS]):
         raise InputError(f"--reproduces: must be one of {', '.join(known)}, not {args.reproduces}")
 

@@ -103,11 +103,6 @@ def test_official_test_file_is_compared_with_published_rows(kor_nlu, toy_base, t
     assert f"- {toy_base}: NOT reproduced: 0 of eight figures within 0.05 of kf-deberta-multitask's" in out
 
 
-def test_published_rows_alone(capsys):
-    assert run_here("bin/benchmark.py", "--published") == 0
-    assert capsys.readouterr().out.startswith("| model | cos P | cos S | euc P |")
-
-
 @pytest.mark.parametrize(
     ("arguments", "content", "message"),
     [

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from in_process import run_here
+from kf_deberta.evaluation.report import COMPARABLE_ROWS, PUBLISHED_ROWS
 
 REPO = Path(__file__).resolve().parent.parent
 ENGLISH, KOREAN = ((REPO / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
@@ -97,12 +97,17 @@ def test_both_readmes_have_the_same_code_but_for_comments_and_as_many_sections()
     assert max(len(text.splitlines()) for text in (ENGLISH, KOREAN)) <= 240
 
 
-def test_the_table_of_both_readmes_is_the_benchmarks(capsys):
-    assert run_here("bin/benchmark.py", "--published") == 0
-    printed = capsys.readouterr().out.strip()
-    translated = printed.replace("| model |", "| 모델 |").replace("| source |", "| 출처 |")
-    for table, readme in ((printed, ENGLISH), (translated, KOREAN)):
-        assert all(f"\n\n{part}\n\n" in readme for part in table.split("\n\n"))
+def test_the_tables_of_both_readmes_are_the_published_rows_of_the_benchmark():
+    best = np.max([row.figures for row in COMPARABLE_ROWS], axis=0)
+    urls = [*dict.fromkeys(row.url for row in PUBLISHED_ROWS)]
+    lines = [f"[{number}] {url}" for number, url in enumerate(urls, start=1)]
+    for row in PUBLISHED_ROWS:
+        tops = [row in COMPARABLE_ROWS and value == top for value, top in zip(row.figures, best, strict=True)]
+        cells = [f"**{v:.2f}**" if top else f"{v:.2f}" for v, top in zip(row.figures, tops, strict=True)]
+        name = f"[{row.model}](https://huggingface.co/{row.hub_name}){' †' * bool(row.altered_text)}"
+        lines.append(f"| {name} | {' | '.join(cells)} | [{urls.index(row.url) + 1}] |")
+    for readme in (ENGLISH, KOREAN):
+        assert not {*lines} - {*readme.splitlines()} and readme.count("\n| [") == len(PUBLISHED_ROWS)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPO)))

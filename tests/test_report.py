@@ -20,7 +20,6 @@ from kf_deberta.evaluation.report import (
     find_published,
     markdown,
     published_pooling,
-    published_table,
     report,
     write_results,
 )
@@ -99,8 +98,6 @@ def test_a_row_on_altered_text_wins_no_column_and_judges_no_model():
     assert altered not in COMPARABLE_ROWS and find_published(altered.hub_name) is None
     best = [max(row.figures[i] for row in COMPARABLE_ROWS) for i in range(8)]
     assert sum(figure > top for figure, top in zip(altered.figures, best, strict=True)) == 4
-    row = row_of(published_table(), f"[{altered.model}](https://huggingface.co/{altered.hub_name}) †")
-    assert row == [*(f"{figure:.2f}" for figure in altered.figures), "[4]"]
     assert "reproduced" not in report([make_record(altered.hub_name)])
 
 

@@ -56,17 +56,6 @@ def published_pooling(name: str) -> str | None:
     return next((row.pooling for row in PUBLISHED_ROWS if row.hub_name == name), None)
 
 
-def published_table() -> str:
-    """Make the table of the published rows that the READMEs show, best in bold, with its sources below it."""
-    urls, rows = list(dict.fromkeys(row.url for row in PUBLISHED_ROWS)), []
-    for row in PUBLISHED_ROWS:
-        name = f"[{row.model}](https://huggingface.co/{row.hub_name})" + " †" * bool(row.altered_text)
-        rows.append((name, row.figures, not row.altered_text, f"[{urls.index(row.url) + 1}]"))
-    header = [f"{figure[:3]} {figure.partition('_')[2][0].upper()}" for figure in FIGURES]
-    sources = "\n".join(f"[{number}] {url}" for number, url in enumerate(urls, start=1))
-    return f"{markdown(['model', *header, 'source'], _in_bold(rows))}\n\n{sources}"
-
-
 def report(records: Sequence[Record], with_published: bool = True, reproduces: str | None = None) -> str:
     """Return the records as Markdown: a section for each data set, then the averages.
 
