@@ -79,6 +79,12 @@ def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
     return Dataset(triplets, fingerprint=uuid.uuid4().hex)  # that which it makes itself pickles the whole table
 
 
+def load_sentences(paths: Iterable[str | Path]) -> list[str]:
+    """Return the distinct sentences of KorNLI and KorSTS files, stripped, in sorted order."""
+    rows = (row for path in paths for _, row in read_rows(path, PAIR_COLUMNS[:2], {}))
+    return sorted({text.strip() for row in rows for text in row})
+
+
 def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:
     """Return <dataset_path>/KorNLI/*train.ko.tsv in sorted order; InputError if there is none."""
     folder = Path(dataset_path) / "KorNLI"

@@ -4,11 +4,14 @@ Stage 1 is one epoch of MultipleNegativesRankingLoss on KorNLI triplets. Stage
 2 goes on from its model with two epochs of CoSENTLoss on KorSTS pairs, which
 trains on their order, once for each seed. The final model is the mean of these
 models' weights if it is better on dev than each of them, else the best of them.
+With --teacher, stage 1 learns a stronger model's embeddings of all sentences of
+KorNLI and KorSTS train instead; --keep_layers makes a smaller, faster model.
 
     python training_recommended.py
     python training_recommended.py --model_name_or_path klue/roberta-base
     python training_recommended.py --max_rounds 100      # quick trial
     python training_recommended.py --matryoshka_dims 768,512,256,128,64
+    python training_recommended.py --teacher BAAI/bge-m3 --keep_layers 0,3,7,11
     torchrun --nproc_per_node 4 training_recommended.py  # batches are totals
     python training_recommended.py --resume    # the newest unfinished run
 """
@@ -28,6 +31,13 @@ def get_parser() -> Parser:
     add("--nli_batch_size", type=count, default=64, help="triplets per step, no text twice")
     add("--nli_learning_rate", type=positive, default=2e-5, help="peak of the NLI stage")
     add("--scale", type=positive, default=20.0, help="scale (inverse temperature) of the cosines in the loss")
+    add("--teacher", metavar="MODEL", help="stage 1 learns this model's embeddings (default: KorNLI triplets)")
+    add("--teacher_dims", type=count, help="dimensions to which they are truncated (default: all)")
+    add("--teacher_epochs", type=count, default=2, help="passes over the sentences")
+    add("--teacher_batch_size", type=count, default=64, help="sentences per step")
+    add("--teacher_learning_rate", type=positive, default=1e-4, help="peak of the teacher stage")
+    layers = number(int, least=0)
+    add("--keep_layers", type=layers, action=Several, help="layers of the base, as 0,3,7,11 (default: all)")
     add("--sts_epochs", type=count, default=2, help="passes over the pairs")
     add("--sts_batch_size", type=number(int, least=2), default=32, help="pairs per step, ranked against each other")
     add("--sts_learning_rate", type=positive, default=4e-5, help="peak of the STS stages")
@@ -57,12 +67,14 @@ def main() -> None:
     """Train by the recommended recipe."""
     # 1. Flags; then the libraries, which take seconds to import
     args = parse_flags(get_parser())
+    import torch
     from sentence_transformers.sentence_transformer import losses
 
-    from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, say_overlap
+    from data_util import find_kor_nli_train_files, load_kor_nli, load_kor_sts, load_sentences, say_overlap
     from kf_deberta.data.official import ensure_kor_nlu_datasets
     from kf_deberta.evaluation.scoring import PairEvaluator, check_gold
     from kf_deberta.training.batches import ShuffledBatches, TripletBatches
+    from kf_deberta.training.distill import TaughtSentences, keep_layers
     from kf_deberta.training.loop import SELECTED_BY, Objective, train
     from kf_deberta.training.run import Run, load_base
 
@@ -82,26 +94,38 @@ def main() -> None:
 
     # 3. Model: the encoder with mean pooling and embeddings of length 1, in float32
     model = load_base(args, sts["sentence1"][:])
+    if args.keep_layers:
+        keep_layers(model, args.keep_layers)
     run.begin(model, test, [*nli_files, *sts_files])
     stages = {}
 
     def stage(name: str, objective: Objective, **recipe: float) -> dict:
         """Train a stage in a folder of its own; returns the weights that were best on dev, which the model has too."""
-        if args.matryoshka_dims:
+        if args.matryoshka_dims and name != "teacher":
             objective.loss = losses.MatryoshkaLoss(model, objective.loss, args.matryoshka_dims)
         stage_args = argparse.Namespace(**vars(args) | recipe)
         run.print(f"== {name}")
         stages[name] = [objective], train(model, [objective], dev, run.directory / name, stage_args, run), stage_args
         return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
-    # 4. Stage 1, NLI; the negatives of a triplet are all other texts of its batch, over all processes
+    # 4. Stage 1: a teacher's embeddings, or NLI with all other texts of the batch, of all processes, as negatives
     ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
-    if args.nli_mini_batch_size:
-        loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.nli_mini_batch_size, **ranking)
+    if args.teacher:
+        rows = TaughtSentences(load_sentences([*nli_files, sts_files[0]]), args, run)
+        torch.manual_seed(args.seed)  # of the projection, which teachers of other dimensions need
+        projection = None if rows.dimensions == model.get_embedding_dimension() else rows.dimensions
+        loss = losses.EmbedDistillLoss(model, "cosine", projection)
+        batches = ShuffledBatches(rows, args.teacher_batch_size, args.seed)
+        recipe = {"num_epochs": args.teacher_epochs, "learning_rate": args.teacher_learning_rate}
+        start = stage("teacher", Objective("teacher", rows, batches, loss), **recipe)
     else:
-        loss = losses.MultipleNegativesRankingLoss(model, **ranking)
-    objective = Objective("nli", nli, TripletBatches(nli, args.nli_batch_size, args.seed), loss)
-    start = stage("nli", objective, num_epochs=args.nli_epochs, learning_rate=args.nli_learning_rate)
+        if args.nli_mini_batch_size:
+            ranking["mini_batch_size"] = args.nli_mini_batch_size
+            loss = losses.CachedMultipleNegativesRankingLoss(model, **ranking)
+        else:
+            loss = losses.MultipleNegativesRankingLoss(model, **ranking)
+        objective = Objective("nli", nli, TripletBatches(nli, args.nli_batch_size, args.seed), loss)
+        start = stage("nli", objective, num_epochs=args.nli_epochs, learning_rate=args.nli_learning_rate)
 
     # 5. Stage 2, STS from the model of stage 1, by each seed
     weights, recipe = {}, {"num_epochs": args.sts_epochs, "learning_rate": args.sts_learning_rate}

@@ -42,11 +42,13 @@ def spoiled(self, *args, compute=Loss.compute_loss_from_embeddings):
     return compute(self, *args) * (float("nan") if os.environ["RANK"] == "1" else 1)
 
 
-MULTI_TASK = ["training_multi_task.py", "--max_rounds", 5, "--nli_batch_size", 32, "--nli_mini_batch_size", 8]
-STS = ["training_sts.py", "--max_rounds"]
+FAST = ["--learning_rate", 1e-3]
+MULTI_TASK = ["training_multi_task.py", "--max_rounds", 5, "--nli_batch_size", 32, "--nli_mini_batch_size", 8, *FAST]
+STS = ["training_sts.py", *FAST, "--max_rounds"]
 RUNS = {  # script and flags, the error, and what causes it
     "multi_task": (MULTI_TASK, None),
     "cosent": ([*STS, 5, "--sts_loss", "cosent", "--batch_size", 10], None),
+    "teacher": (["training_recommended.py", "--max_rounds", 3, "--sts_seeds", 1, "--teacher", "BASE"], None),
     "batch": ([*STS, 2, "--batch_size", 7], "--batch_size 7: not divisible by 2 processes; batch sizes are totals"),
     "evaluation": ([*STS, 2], "all pairs have the same cosine similarity", PairEvaluator, "__call__", constant),
     "disk": ([*STS, 2], "checkpoint-2: cannot be written", torch, "save", full),
@@ -55,9 +57,9 @@ RUNS = {  # script and flags, the error, and what causes it
 
 
 def train(name, base, data, folder):
-    script, *flags = RUNS[name][0]
+    script, *flags = (base if word == "BASE" else word for word in RUNS[name][0])
     words = ["--model_name_or_path", base, "--dataset_path", data, "--output_dir", folder / name]
-    return run_here(script, *words, "--logging_steps", 1, "--learning_rate", 1e-3, *flags)
+    return run_here(script, *words, "--logging_steps", 1, *flags)
 
 
 def main(base, data, folder):
@@ -92,11 +94,12 @@ def two(still_base, toy_data, tmp_path_factory):
 
 def left_by(output):
     (directory,) = output.iterdir()
-    log = [row for row in json.loads((directory / "log.json").read_text())["log"] if "epoch" not in row]
+    logs = [json.loads(file.read_text())["log"] for file in sorted(directory.rglob("log.json"))]
+    log = [row for rows in logs for row in rows if "epoch" not in row]
     return log, load_file(directory / "model.safetensors"), json.loads((directory / "results.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["multi_task", "cosent"])
+@pytest.mark.parametrize("name", ["multi_task", "cosent", "teacher"])
 def test_two_processes_follow_one(two, still_base, toy_data, tmp_path, name):
     (status, out, err), (other_status, other_out, _) = two[1][name]
     assert (status, other_status) == (0, 0), err

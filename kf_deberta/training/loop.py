@@ -68,6 +68,7 @@ def train(model, objectives: list[Objective], dev: PairEvaluator, directory: Pat
     # 2. From the start, or from the newest checkpoint
     torch.manual_seed(args.seed)
     parts = [part for objective in objectives for part in (objective.optimizer, objective.schedule)]
+    parts += [o.loss.projection for o in objectives if getattr(o.loss, "projection", None)]  # of EmbedDistillLoss
     state = load_checkpoint(directory, model, parts, run)
     for objective in objectives:
         objective.stream = _batches(objective, model, state.round, args.dataloader_num_workers, run)

@@ -51,8 +51,9 @@ def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:
     """Make local paths absolute, because a run may be resumed from another directory."""
     args.dataset_path = args.dataset_path.absolute()
-    if Path(args.model_name_or_path).is_dir():
-        args.model_name_or_path = str(Path(args.model_name_or_path).resolve())
+    for name in ("model_name_or_path", "teacher"):
+        if (text := vars(args).get(name)) and Path(text).is_dir():
+            vars(args)[name] = str(Path(text).resolve())
     return args
 
 

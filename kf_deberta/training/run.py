@@ -51,7 +51,7 @@ class Run:
         self.accelerator = Accelerator(cpu=cpu, log_with=args.report_to, project_dir=args.output_dir)
         self.first, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         vars(args).update(self.on_first(lambda: vars(args)))
-        for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
+        for name in ("batch_size", "nli_batch_size", "sts_batch_size", "teacher_batch_size"):
             if (size := vars(args).get(name, 0)) % self.world:
                 raise InputError(f"--{name} {size}: not divisible by {self.world} processes; batch sizes are totals")
         self.args, self.directory = args, self.on_first(lambda: self._open_directory(args))
@@ -141,8 +141,15 @@ class Run:
             before = read_json(base / STARTED)
             facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
             facts["trained_on"] = before["trained_on"] | facts["trained_on"]
+            facts["teacher"] = before.get("teacher")
         write_json(self.directory / STARTED, facts)
         return facts
+
+    def note(self, **facts: str) -> None:
+        """Add to the facts of the run, which its card and --resume read."""
+        self.facts |= facts
+        if self.first:
+            write_json(self.directory / STARTED, self.facts)
 
     def finish(self, model, test: PairEvaluator, stages: dict[str, tuple], kept: str = "", dev: dict = None) -> None:
         """Save the model, score it on test as it loads from disk, and write card, curves and results.json.

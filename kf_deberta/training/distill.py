@@ -1,0 +1,55 @@
+"""What the teacher stage needs: fewer layers, and training sentences with the embeddings that a teacher gives them."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from kf_deberta.errors import InputError, write_atomically
+from kf_deberta.model.load import describe, load_model
+from kf_deberta.training.run import Run
+
+
+def keep_layers(model: SentenceTransformer, numbers: list[int]) -> None:
+    """Remove all layers of the encoder but these, counted from 0, in place; InputError if it has no such layer."""
+    encoder = model[0].model
+    if (count := encoder.config.num_hidden_layers) <= max(numbers):
+        raise InputError(f"--keep_layers {max(numbers)}: the base has layers 0 to {count - 1}")
+    encoder.encoder.layer = torch.nn.ModuleList(encoder.encoder.layer[number] for number in sorted(numbers))
+    encoder.config.num_hidden_layers = len(numbers)
+
+
+class TaughtSentences:
+    """Rows {"sentence": text, "label": the teacher's embedding of it}, as the library's EmbedDistillLoss takes them.
+
+    Each process embeds its share, once per run: teacher-<process>.npy in the run's directory, float16, [rows, size].
+    InputError if the teacher is no embedding model, or has fewer dimensions than `args.teacher_dims`.
+    """
+
+    def __init__(self, sentences: list[str], args: Namespace, run: Run) -> None:
+        self.sentences, number = sentences, run.accelerator.process_index
+        files = [run.directory / f"teacher-{process}.npy" for process in range(run.world)]
+        if not files[number].exists():
+            teacher = load_model(args.teacher)
+            if (size := teacher.get_embedding_dimension()) < (args.teacher_dims or 0):
+                raise InputError(f"--teacher_dims {args.teacher_dims}: {args.teacher} has {size} dimensions")
+            name = Path(args.teacher).name if Path(args.teacher).is_dir() else args.teacher
+            run.note(teacher=f"{name}, commit {teacher.revision}" if teacher.revision else name)
+            run.print(f"{args.teacher}: {describe(teacher)}, embeds {len(sentences):,} sentences")
+            options = {"truncate_dim": args.teacher_dims, "batch_size": args.eval_batch_size}
+            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=args.bf16):
+                share = teacher.encode(sentences[number :: run.world], show_progress_bar=run.first, **options)
+            with write_atomically(files[number]) as path, open(path, "wb") as file:
+                np.save(file, share.astype(np.float16))
+        run.accelerator.wait_for_everyone()
+        self.shares = [np.load(file, mmap_mode="r") for file in files]
+        self.dimensions = self.shares[0].shape[1]
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def __getitem__(self, row: int) -> dict:
+        share = self.shares[row % len(self.shares)]
+        return {"sentence": self.sentences[row], "label": share[row // len(self.shares)].astype(np.float32).tolist()}
