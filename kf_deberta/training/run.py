@@ -51,7 +51,7 @@ class Run:
         self.accelerator = Accelerator(cpu=cpu, log_with=args.report_to, project_dir=args.output_dir)
         self.first, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         vars(args).update(self.on_first(lambda: vars(args)))
-        for name in ("batch_size", "nli_batch_size", "sts_batch_size", "teacher_batch_size"):
+        for name in ("batch_size", "nli_batch_size", "sts_batch_size"):
             if (size := vars(args).get(name, 0)) % self.world:
                 raise InputError(f"--{name} {size}: not divisible by {self.world} processes; batch sizes are totals")
         self.args, self.directory = args, self.on_first(lambda: self._open_directory(args))
