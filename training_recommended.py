@@ -33,7 +33,7 @@ def get_parser() -> Parser:
     add("--scale", type=positive, default=20.0, help="scale (inverse temperature) of the cosines in the loss")
     add("--teacher", metavar="MODEL", help="stage 1 learns this model's embeddings (default: KorNLI triplets)")
     add("--teacher_dims", type=count, help="dimensions to which they are truncated (default: all)")
-    add("--teacher_epochs", type=count, default=2, help="passes over the sentences")
+    add("--teacher_epochs", type=count, default=1, help="passes over the sentences")
     add("--teacher_batch_size", type=count, default=64, help="sentences per step")
     add("--teacher_learning_rate", type=positive, default=1e-4, help="peak of the teacher stage")
     layers = number(int, least=0)

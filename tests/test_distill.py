@@ -52,6 +52,7 @@ def test_the_loss_is_one_minus_the_cosine_to_the_teacher_and_the_card_names_it(f
     log = json.loads((run / "teacher" / "log.json").read_text())["log"]
     losses = [row["teacher_loss"] for row in log if "teacher_loss" in row]
     assert losses[0] == pytest.approx(1 - cosines.mean(), abs=1e-4) and losses[-1] < losses[0]
+    assert not [*run.rglob("*.npy"), *run.rglob("checkpoint-*")]
     assert json.loads((run / "config.json").read_text())["num_hidden_layers"] == 1
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "| its layers | 1 (from 0)" in card and "| teacher | a-teacher |" in card

@@ -24,7 +24,7 @@ def keep_layers(model: SentenceTransformer, numbers: list[int]) -> None:
 class TaughtSentences:
     """Rows {"sentence": text, "label": the teacher's embedding of it}, as the library's EmbedDistillLoss takes them.
 
-    Each process embeds its share, once per run: teacher-<process>.npy in the run's directory, float16, [rows, size].
+    Each process embeds its share, once: teacher-<process>.npy of an unfinished run, float16, [rows, dimensions].
     InputError if the teacher is no embedding model, or has fewer dimensions than `args.teacher_dims`.
     """
 

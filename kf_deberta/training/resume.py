@@ -80,7 +80,8 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def _leftovers(directory: Path) -> list[Path]:
     """Return what only an unfinished run needs, and what a killed process left."""
-    return [*checkpoints(directory), *directory.rglob(".part-*"), *directory.glob(".lock")]
+    files = [path for pattern in (".part-*", "teacher-*.npy", ".lock") for path in directory.rglob(pattern)]
+    return [*checkpoints(directory), *files]
 
 
 def clean(directory: Path) -> None:
