@@ -36,8 +36,7 @@ def get_parser() -> Parser:
     add("--teacher_epochs", type=count, default=1, help="passes over the sentences")
     add("--teacher_batch_size", type=count, default=64, help="sentences per step")
     add("--teacher_learning_rate", type=positive, default=1e-4, help="peak of the teacher stage")
-    layers = number(int, least=0)
-    add("--keep_layers", type=layers, action=Several, help="layers of the base, as 0,3,7,11 (default: all)")
+    add("--keep_layers", type=number(int, least=0), action=Several, help="of the base, as 0,3,7,11 (default: all)")
     add("--sts_epochs", type=count, default=2, help="passes over the pairs")
     add("--sts_batch_size", type=number(int, least=2), default=32, help="pairs per step, ranked against each other")
     add("--sts_learning_rate", type=positive, default=4e-5, help="peak of the STS stages")
@@ -96,7 +95,8 @@ def main() -> None:
     model = load_base(args, sts["sentence1"][:])
     if args.keep_layers:
         keep_layers(model, args.keep_layers)
-    run.begin(model, test, [*nli_files, *sts_files])
+    taught = TaughtSentences(args, run) if args.teacher else None
+    run.begin(model, test, [*nli_files, *sts_files], taught.name if args.teacher else "")
     stages = {}
 
     def stage(name: str, objective: Objective, **recipe: float) -> dict:
@@ -109,16 +109,16 @@ def main() -> None:
         return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
     # 4. Stage 1: a teacher's embeddings, or NLI with all other texts of the batch, of all processes, as negatives
-    ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
     if args.teacher:
-        rows = TaughtSentences(load_sentences([*nli_files, sts_files[0]]), args, run)
+        taught.embed(load_sentences([*nli_files, sts_files[0]]), run)
         torch.manual_seed(args.seed)  # of the projection, which teachers of other dimensions need
-        projection = None if rows.dimensions == model.get_embedding_dimension() else rows.dimensions
+        projection = None if taught.dimensions == model.get_embedding_dimension() else taught.dimensions
         loss = losses.EmbedDistillLoss(model, "cosine", projection)
-        batches = ShuffledBatches(rows, args.teacher_batch_size, args.seed)
+        batches = ShuffledBatches(taught, args.teacher_batch_size, args.seed)
         recipe = {"num_epochs": args.teacher_epochs, "learning_rate": args.teacher_learning_rate}
-        start = stage("teacher", Objective("teacher", rows, batches, loss), **recipe)
+        start = stage("teacher", Objective("teacher", taught, batches, loss), **recipe)
     else:
+        ranking = {"scale": args.scale, "gather_across_devices": run.world > 1}
         if args.nli_mini_batch_size:
             ranking["mini_batch_size"] = args.nli_mini_batch_size
             loss = losses.CachedMultipleNegativesRankingLoss(model, **ranking)

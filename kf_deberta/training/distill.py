@@ -24,27 +24,34 @@ def keep_layers(model: SentenceTransformer, numbers: list[int]) -> None:
 class TaughtSentences:
     """Rows {"sentence": text, "label": the teacher's embedding of it}, as the library's EmbedDistillLoss takes them.
 
-    Each process embeds its share, once: teacher-<process>.npy of an unfinished run, float16, [rows, dimensions].
+    Each process embeds its share, once: teacher-<process>.npy of an unfinished run, float16, [rows, dimensions]. Made
+    with the teacher, which `embed` uses and lets go; `name` is that and its commit, or "" if the share is there.
     InputError if the teacher is no embedding model, or has fewer dimensions than `args.teacher_dims`.
     """
 
-    def __init__(self, sentences: list[str], args: Namespace, run: Run) -> None:
-        self.sentences, number = sentences, run.accelerator.process_index
-        files = [run.directory / f"teacher-{process}.npy" for process in range(run.world)]
-        if not files[number].exists():
-            teacher = load_model(args.teacher)
-            if (size := teacher.get_embedding_dimension()) < (args.teacher_dims or 0):
+    def __init__(self, args: Namespace, run: Run) -> None:
+        self.number, self.args, self.name = run.accelerator.process_index, args, ""
+        self.files = [run.directory / f"teacher-{process}.npy" for process in range(run.world)]
+        if not self.files[self.number].exists():
+            self.teacher = load_model(args.teacher)
+            if (size := self.teacher.get_embedding_dimension()) < (args.teacher_dims or 0):
                 raise InputError(f"--teacher_dims {args.teacher_dims}: {args.teacher} has {size} dimensions")
-            name = Path(args.teacher).name if Path(args.teacher).is_dir() else args.teacher
-            run.note(teacher=f"{name}, commit {teacher.revision}" if teacher.revision else name)
-            run.print(f"{args.teacher}: {describe(teacher)}, embeds {len(sentences):,} sentences")
-            options = {"truncate_dim": args.teacher_dims, "batch_size": args.eval_batch_size}
-            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=args.bf16):
-                share = teacher.encode(sentences[number :: run.world], show_progress_bar=run.first, **options)
-            with write_atomically(files[number]) as path, open(path, "wb") as file:
+            self.name = Path(args.teacher).name if Path(args.teacher).is_dir() else args.teacher
+            self.name += f", commit {self.teacher.revision}" if self.teacher.revision else ""
+
+    def embed(self, sentences: list[str], run: Run) -> None:
+        """Become the rows of these sentences."""
+        if self.name:
+            run.print(f"{self.name}: {describe(self.teacher)}, embeds {len(sentences):,} sentences")
+            options = {"truncate_dim": self.args.teacher_dims, "batch_size": self.args.eval_batch_size}
+            options["show_progress_bar"] = run.first
+            with torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.args.bf16):
+                share = self.teacher.encode(sentences[self.number :: run.world], **options)
+            with write_atomically(self.files[self.number]) as path, open(path, "wb") as file:
                 np.save(file, share.astype(np.float16))
+            del self.teacher
         run.accelerator.wait_for_everyone()
-        self.shares = [np.load(file, mmap_mode="r") for file in files]
+        self.sentences, self.shares = sentences, [np.load(file, mmap_mode="r") for file in self.files]
         self.dimensions = self.shares[0].shape[1]
 
     def __len__(self) -> int:

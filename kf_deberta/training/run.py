@@ -114,13 +114,13 @@ class Run:
         return int(self.accelerator.gather(torch.tensor(number, device=self.accelerator.device)).max())
 
     # The run
-    def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> None:
+    def begin(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path], teacher: str = "") -> None:
         """Score the untrained model on test and save what the run starts with; InputError if a resumed one differs."""
-        self.facts = self.on_first(lambda: self._start(model, test, files))
+        self.facts = self.on_first(lambda: self._start(model, test, files, teacher))
         untrained = self.facts["baseline"]["cosine_spearman"]
         self.print(f"before training: {test.name} cosine Spearman {100 * untrained:.2f}")
 
-    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path]) -> dict:
+    def _start(self, model: SentenceTransformer, test: PairEvaluator, files: list[Path], teacher: str) -> dict:
         root = self.args.dataset_path
         data = {path.relative_to(root).as_posix(): git_blob_id(path) for path in files}
         if self.args.resume:
@@ -132,7 +132,7 @@ class Run:
             return facts
         say(f"scoring the untrained model on {test.name}, {len(test.gold):,} pairs")
         base = Path(self.args.model_name_or_path)
-        facts = {"script": Path(sys.argv[0]).name, "args": plain(self.args), "processes": self.world}
+        facts = dict(script=Path(sys.argv[0]).name, args=plain(self.args), processes=self.world, teacher=teacher)
         facts["libraries"] = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
         facts |= {"data": data, "trained_on": {name: blob for name, blob in data.items() if "train" in name}}
         facts |= {"base": base.name if base.is_dir() else str(base), "base_on_hub": not base.is_dir()}
@@ -141,15 +141,9 @@ class Run:
             before = read_json(base / STARTED)
             facts |= {name: before[name] for name in ("base", "base_on_hub", "base_revision")}
             facts["trained_on"] = before["trained_on"] | facts["trained_on"]
-            facts["teacher"] = before.get("teacher")
+            facts["teacher"] = teacher or before.get("teacher")
         write_json(self.directory / STARTED, facts)
         return facts
-
-    def note(self, **facts: str) -> None:
-        """Add to the facts of the run, which its card and --resume read."""
-        self.facts |= facts
-        if self.first:
-            write_json(self.directory / STARTED, self.facts)
 
     def finish(self, model, test: PairEvaluator, stages: dict[str, tuple], kept: str = "", dev: dict = None) -> None:
         """Save the model, score it on test as it loads from disk, and write card, curves and results.json.
