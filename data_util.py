@@ -82,7 +82,7 @@ def load_kor_nli(paths: Iterable[str | Path], seed: int) -> Dataset:
 def load_sentences(paths: Iterable[str | Path]) -> list[str]:
     """Return the distinct sentences of KorNLI and KorSTS files, stripped, in sorted order."""
     rows = (row for path in paths for _, row in read_rows(path, PAIR_COLUMNS[:2], {}))
-    return sorted({text.strip() for row in rows for text in row})
+    return sorted({text.strip() for row in rows for text in row} - {""})
 
 
 def find_kor_nli_train_files(dataset_path: str | Path) -> list[Path]:

@@ -21,17 +21,8 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags(still_base, toy_data, teacher):
-    words = [
-        "--model_name_or_path",
-        still_base,
-        "--dataset_path",
-        toy_data,
-        "--teacher",
-        teacher,
-        "--logging_steps",
-        1,
-    ]
-    return [*words, "--max_rounds", 4, "--sts_seeds", 1, "--teacher_learning_rate", 1e-3]
+    words = ["--model_name_or_path", still_base, "--dataset_path", toy_data, "--teacher", teacher]
+    return [*words, "--logging_steps", 1, "--max_rounds", 4, "--sts_seeds", 1, "--teacher_learning_rate", 1e-3]
 
 
 def test_the_loss_is_one_minus_the_cosine_to_the_teacher_and_the_card_names_it(flags, toy_data, teacher, tmp_path):
