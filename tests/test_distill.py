@@ -64,7 +64,7 @@ def test_killed_and_resumed_without_its_teacher_it_is_the_same(flags, teacher, t
     assert both[0] == both[1]
 
 
-@pytest.mark.parametrize("more", ["--keep_layers 2: the base has layers 0 to 1", "--teacher_dims 64: ", "--teacher ."])
+@pytest.mark.parametrize("more", ["--keep_layers 2: the base has 2 layers", "--teacher_dims 64: ", "--teacher ."])
 def test_what_cannot_work_is_one_line(flags, tmp_path, capsys, more):
     flag, _, value = more.partition(":")[0].partition(" ")
     assert run_here("training_recommended.py", *flags, flag, value, "--output_dir", tmp_path) == 2

@@ -15,9 +15,10 @@ from kf_deberta.training.run import Run
 def keep_layers(model: SentenceTransformer, numbers: list[int]) -> None:
     """Remove all layers of the encoder but these, counted from 0, in place; InputError if it has no such layer."""
     encoder = model[0].model
-    if (count := encoder.config.num_hidden_layers) <= max(numbers):
-        raise InputError(f"--keep_layers {max(numbers)}: the base has layers 0 to {count - 1}")
-    encoder.encoder.layer = torch.nn.ModuleList(encoder.encoder.layer[number] for number in sorted(numbers))
+    layers = getattr(getattr(encoder, "encoder", None), "layer", [])  # of BERT, RoBERTa, ELECTRA, DeBERTa
+    if len(layers) <= max(numbers):
+        raise InputError(f"--keep_layers {max(numbers)}: the base has {len(layers)} layers (encoder.layer), from 0 on")
+    encoder.encoder.layer = torch.nn.ModuleList(layers[number] for number in sorted(numbers))
     encoder.config.num_hidden_layers = len(numbers)
 
 
