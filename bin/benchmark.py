@@ -101,7 +101,8 @@ def main() -> int:
     # 3. Every model once, on all data; what is done is saved before the next one starts
     say("loading libraries")  # 5 seconds and more
     details = ["bfloat16"] * args.bf16 + ["normalized"] * args.normalize
-    details += [f"{args.pooling} pooling"] * bool(args.pooling) + [f"prompt {args.prompt!r}"] * bool(args.prompt)
+    details += [f"{args.pooling} pooling"] * bool(args.pooling)
+    details += [f"prompt {args.prompt!r}"] * (args.prompt is not None)  # '' is none, in place of the model's own
     versions = " ".join(f"{library}=={importlib.metadata.version(library)}" for library in LIBRARIES)
     about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
     results = []  # records, each with its similarities, (4, pairs), or None if its `error` says why there are none
@@ -183,9 +184,8 @@ def attempt(record: dict, action: Callable, *arguments) -> object:
     try:
         return action(*arguments)
     except Exception as failure:  # a foreign model's modules may raise anything
-        record["error"] = one_line(failure, 500)
-        if is_out_of_memory(failure):
-            record["error"] = "out of memory; lower --batch_size"
+        oom = is_out_of_memory(failure)
+        record["error"] = "out of memory; lower --batch_size" if oom else one_line(failure, 500)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ def test_labels_tell_rows_apart(toy_base, tmp_path, capsys):
     for record in records:  # of length 1, so the dot product is the cosine
         assert record["dot_pearson"] == pytest.approx(record["cosine_pearson"], abs=1e-6)
     assert "resamples" not in records[0]  # five pairs are too few
+    assert run_here("bin/benchmark.py", *flags, "--prompt", "") == 0  # none, which may not be the model's own
+    assert f"| {toy_base} (bfloat16, prompt '') |" in capsys.readouterr().out
 
 
 def test_official_test_file_is_compared_with_published_rows(kor_nlu, toy_base, tmp_path, monkeypatch, capsys):
