@@ -26,7 +26,7 @@ class TaughtSentences:
     """Rows {"sentence": text, "label": the teacher's embedding of it}, as the library's EmbedDistillLoss takes them.
 
     Each process embeds its share, once: teacher-<process>.npy of an unfinished run, float16, [rows, dimensions]. Made
-    with the teacher, which `embed` uses and lets go; `name` is that and its commit, or "" if the share is there.
+    with the teacher, which `embed` uses and lets go; `name` is its name and commit, or "" if the share is there.
     InputError if the teacher is no embedding model, or has fewer dimensions than `args.teacher_dims`.
     """
 
